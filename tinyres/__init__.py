@@ -1,0 +1,18 @@
+"""tinyres: residual networks from scratch on NumPy, Numba and CuPy, to understand how a gradient passes a skip connection.
+
+    import tinyres as tr
+    x = tr.tensor([1.0, 2.0], requires_grad=True)
+    y = (x + tr.tanh(x)).sum()      # x is used twice
+    y.backward()                    # and collects two contributions: 1 + (1 - tanh(x)**2)
+"""
+
+from tinyres.autograd import grad, hvp
+from tinyres.debug import debug, why
+from tinyres.graph import Event
+from tinyres.kernels import use_kernels
+from tinyres.ops import *  # noqa: F403
+from tinyres.random import manual_seed
+from tinyres.state import enable_grad, is_grad_enabled, no_grad, unfused
+from tinyres.tensor import Function, Tensor
+
+__version__ = "0.1.0"

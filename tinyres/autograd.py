@@ -1,0 +1,59 @@
+"""Gradients as values: `grad` returns them instead of filling `.grad`, `hvp` differentiates them once more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tinyres.graph import exhaust
+from tinyres.kernels import layout
+from tinyres.tensor import Tensor, walk
+
+
+def grad(outputs: Tensor | Sequence[Tensor], inputs: Tensor | Sequence[Tensor], grad_outputs: Any = None, *,
+         retain_graph: bool | None = None, create_graph: bool = False,
+         allow_unused: bool = False) -> tuple[Tensor | None, ...]:
+    """The derivatives of `outputs` with respect to `inputs` (leaves or interior tensors), one per input.
+
+    grad_outputs: the weights of the outputs, arrays or Tensors of their shapes; 1 for single elements. The walk visits
+    only what lies between. `.grad` is not touched. Raises RuntimeError for an input that does not require a gradient,
+    or that no output depends on (with `allow_unused` its gradient is None).
+    """
+    outputs, inputs = _as_list(outputs), _as_list(inputs)
+    grads = [None] * len(outputs) if grad_outputs is None else _as_list(grad_outputs)
+    if len(grads) != len(outputs):
+        raise ValueError(f"grad: {len(outputs)} outputs but {len(grads)} grad_outputs")
+    for i, x in enumerate(inputs):
+        if x.edge is None:
+            raise RuntimeError(f"grad: input {i} of shape {x.shape} does not require a gradient; set requires_grad=True "
+                               "before the forward pass")
+    wanted = {x.edge for x in inputs}
+    retain = create_graph if retain_graph is None else retain_graph
+    found = exhaust(walk(outputs, grads, wanted, retain, create_graph))
+    for i, x in enumerate(inputs):
+        if x.edge not in found and not allow_unused:
+            raise RuntimeError(f"grad: no output depends on input {i} of shape {x.shape}; pass allow_unused=True to get "
+                               "None for it")
+    # One array can reach two inputs by the identity route: each caller gets its own.
+    return tuple(None if x.edge not in found else found[x.edge] if create_graph else
+                 Tensor(found[x.edge].copy(order="K")) for x in inputs)
+
+
+def hvp(output: Tensor, inputs: Sequence[Tensor], vectors: Sequence[Any]) -> tuple[Tensor, ...]:
+    """The Hessian of `output` (a single element) with respect to `inputs`, times `vectors`, without forming it.
+
+    Two backward passes (Pearlmutter 1994): the gradient with create_graph, then the gradient of <gradient, vectors>.
+    vectors: arrays or Tensors of the inputs' shapes. Returns one Tensor per input; zero where the gradient is constant.
+    """
+    inputs, vectors = _as_list(inputs), _as_list(vectors)
+    first = grad(output, inputs, create_graph=True, retain_graph=True, allow_unused=True)
+    pairs = [(g, v) for g, v in zip(first, vectors, strict=True) if g is not None and g.requires_grad]
+    second: Sequence[Tensor | None] = [None] * len(inputs)
+    if pairs:
+        second = grad([g for g, _ in pairs], inputs, [v for _, v in pairs], allow_unused=True, retain_graph=True)
+    zeros = [layout.array_module(x.data).zeros_like(x.data) for x in inputs]
+    return tuple(Tensor(z) if h is None else h for z, h in zip(zeros, second, strict=True))
+
+
+def _as_list(x: Any) -> list[Any]:
+    return list(x) if isinstance(x, (list, tuple)) or (not hasattr(x, "data") and hasattr(x, "__iter__")) else [x]

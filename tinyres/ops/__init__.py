@@ -1,0 +1,186 @@
+"""The ops, and their installation on Tensor: operators, methods, and the `add` with which the engine joins gradients.
+
+Every op takes Tensors and records, or takes arrays and returns an array. One row of this file is one way to call an op.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+
+from tinyres.ops import create, elementwise
+from tinyres.ops.broadcast import broadcast_to, sum_to
+from tinyres.ops.conv import conv2d, conv_transpose2d
+from tinyres.ops.create import arange, astype, ones, rand, randn, tensor, to, zeros
+from tinyres.ops.elementwise import (
+    abs,
+    add,
+    clamp,
+    div,
+    exp,
+    log,
+    maximum,
+    minimum,
+    mul,
+    neg,
+    pow,
+    raw,
+    relu,
+    relu_,
+    sigmoid,
+    sqrt,
+    sub,
+    tanh,
+    where,
+)
+from tinyres.ops.linear import linear, matmul
+from tinyres.ops.loss import cross_entropy, mse_loss, nll_loss
+from tinyres.ops.norm import batch_norm, dropout
+from tinyres.ops.pool import (
+    adaptive_avg_pool2d,
+    adaptive_max_pool2d,
+    avg_pool2d,
+    global_avg_pool2d,
+    max_pool2d,
+)
+from tinyres.ops.reduce import (
+    amax,
+    amin,
+    argmax,
+    argmin,
+    log_softmax,
+    logsumexp,
+    max,
+    mean,
+    min,
+    softmax,
+    std,
+    sum,
+    var,
+)
+from tinyres.ops.shape import (
+    alias,
+    channels_last,
+    concat,
+    flatten,
+    gather,
+    getitem,
+    pad,
+    permute,
+    put,
+    reshape,
+    split,
+    squeeze,
+    stack,
+    transpose,
+    unsqueeze,
+)
+from tinyres.tensor import Function, Tensor
+
+Function.join = staticmethod(add)
+cat = concat
+
+__all__ = [
+    "abs", "adaptive_avg_pool2d", "adaptive_max_pool2d", "add", "alias", "amax", "amin", "arange", "argmax", "argmin",
+    "astype", "avg_pool2d", "batch_norm", "broadcast_to", "cat", "channels_last", "clamp", "concat", "conv2d",
+    "conv_transpose2d", "cross_entropy", "div", "dropout", "exp", "flatten", "gather", "getitem", "global_avg_pool2d",
+    "linear", "log", "log_softmax", "logsumexp", "matmul", "max", "max_pool2d", "maximum", "mean", "min", "minimum",
+    "mse_loss", "mul", "neg", "nll_loss", "ones", "pad", "permute", "pow", "put", "rand", "randn", "relu", "relu_",
+    "reshape", "sigmoid", "softmax", "split", "sqrt", "squeeze", "stack", "std", "sub", "sum", "sum_to", "tanh",
+    "tensor", "to", "transpose", "unsqueeze", "var", "where", "zeros",
+]
+
+METHODS = [abs, amax, amin, argmax, argmin, astype, broadcast_to, clamp, exp, flatten, gather, log, log_softmax, logsumexp,
+           matmul, max, mean, min, pad, permute, pow, relu, relu_, reshape, sigmoid, softmax, split, sqrt, squeeze, std,
+           sum, sum_to, tanh, to, transpose, unsqueeze, var]
+for _method in METHODS:
+    setattr(Tensor, _method.__name__, _method)
+
+OPERATORS = {"add": add, "sub": sub, "mul": mul, "truediv": div, "pow": pow, "matmul": matmul}
+for _name, _op in OPERATORS.items():
+    setattr(Tensor, f"__{_name}__", _op)
+    setattr(Tensor, f"__r{_name}__", lambda self, other, op=_op: op(other, self))
+
+
+def _compare(fn: Any) -> Any:
+    return lambda self, other: Tensor(fn(self.data, raw(other)))
+
+
+for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
+    setattr(Tensor, f"__{_name}__", _compare(getattr(operator, _name)))
+
+
+def _add_inplace(self: Tensor, other: Any) -> Tensor:
+    """self += other in place. Raises RuntimeError for a leaf that requires a gradient."""
+    return elementwise.AddInplace.apply(self, other)
+
+
+def _mul_inplace(self: Tensor, other: Any) -> Tensor:
+    """self *= other in place. Raises RuntimeError for a leaf that requires a gradient."""
+    return elementwise.MulInplace.apply(self, other)
+
+
+def _setitem(self: Tensor, index: Any, value: Any) -> None:
+    if self.requires_grad and not self.is_leaf:
+        raise RuntimeError("assigning to a slice of a tensor that was computed would lose its gradient; use where(), "
+                           "concat() or pad()")
+    if self.requires_grad:
+        raise RuntimeError("assigning to a slice of a leaf that requires a gradient: write into .data inside no_grad()")
+    parts = tuple(raw(p) for p in index) if isinstance(index, tuple) else raw(index)
+    self.data[parts] = raw(value)
+    self.bump("__setitem__")
+
+
+def _item(self: Tensor) -> Any:
+    """The only element as a Python number."""
+    if self.data.size != 1:
+        raise ValueError(f"item: a tensor of shape {self.shape} has {self.data.size} elements; index it or reduce it")
+    return self.data.item()
+
+
+def _numpy(self: Tensor) -> np.ndarray:
+    """The values as a NumPy array: the tensor's own memory on the cpu, a copy from a GPU. No gradient flows through it."""
+    return create.move(self.data, "cpu")
+
+
+def _repr(self: Tensor) -> str:
+    values = np.array2string(_numpy(self), separator=", ", prefix="tensor(", threshold=200, edgeitems=2, precision=5)
+    extra = "" if self.dtype == np.float32 else f", dtype={self.dtype}"
+    extra += f", node=<{self.node.name}>" if self.node is not None else ", requires_grad=True" if self.requires_grad else ""
+    return f"tensor({values}{extra})"
+
+
+def _array(self: Tensor, dtype: Any = None, copy: Any = None) -> np.ndarray:
+    if self.requires_grad and not (dtype is None and copy is None):
+        return np.array(_numpy(self), dtype=dtype)
+    return np.asarray(_numpy(self), dtype=dtype)
+
+
+def _requires_grad(self: Tensor, value: bool = True) -> Tensor:
+    """Set requires_grad and return the tensor."""
+    self.requires_grad = value
+    return self
+
+
+def _iter(self: Tensor) -> Any:
+    if not self.ndim:
+        raise TypeError("a tensor without dimensions cannot be iterated over; use item()")
+    return (self[i] for i in range(self.shape[0]))
+
+
+for _name, _fn in {
+    "__neg__": neg, "__getitem__": getitem, "__setitem__": _setitem, "__iadd__": _add_inplace, "__imul__": _mul_inplace,
+    "add_": _add_inplace, "mul_": _mul_inplace, "__repr__": _repr, "__array__": _array, "__iter__": _iter,
+    "__len__": lambda self: len(self.data), "__float__": lambda self: float(_item(self)),
+    "__int__": lambda self: int(_item(self)), "__bool__": lambda self: bool(_item(self)),
+    "__abs__": abs, "__hash__": object.__hash__, "item": _item, "numpy": _numpy, "requires_grad_": _requires_grad,
+    "numel": lambda self: int(self.data.size), "size": lambda self, d=None: self.shape if d is None else self.shape[d],
+    "float": lambda self: astype(self, "float32"), "double": lambda self: astype(self, "float64"),
+    "cpu": lambda self: to(self, "cpu"), "cuda": lambda self: to(self, "cuda"),
+    "tolist": lambda self: _numpy(self).tolist(),
+}.items():
+    setattr(Tensor, _name, _fn)
+Tensor.device = property(create.device_of)  # type: ignore[attr-defined]
+Tensor.T = property(lambda self: permute(self, tuple(reversed(range(self.ndim)))))  # type: ignore[attr-defined]

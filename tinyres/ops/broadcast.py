@@ -1,0 +1,57 @@
+"""Broadcasting and its transpose. Copying a value to many places forward is adding up their gradients backward, and the
+other way round: `broadcast_to` and `sum_to` are each other's backward, and every other op gets its broadcasting here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinyres.kernels.layout import array_module, channels_last
+from tinyres.tensor import Function
+
+
+class BroadcastTo(Function):
+    view = True
+
+    def forward(self, x: Any, *, shape: tuple[int, ...]) -> Any:
+        self.input_shape = x.shape
+        return array_module(x).broadcast_to(x, shape)
+
+    def backward(self, grad: Any) -> Any:
+        return sum_to(grad, self.input_shape)
+
+
+class SumTo(Function):
+    def forward(self, x: Any, *, shape: tuple[int, ...]) -> Any:
+        self.input_shape = x.shape
+        lead = x.ndim - len(shape)
+        axes = tuple(range(lead)) + tuple(lead + i for i, n in enumerate(shape) if n == 1 and x.shape[lead + i] != 1)
+        # A float32 sum over N*H*W terms loses digits that batch statistics need, so the accumulator is float64.
+        total = x.sum(axis=axes, dtype=np.float64 if x.dtype == np.float32 else None, keepdims=True)
+        total = total.astype(x.dtype, copy=False).reshape(shape)
+        return channels_last(total) if total.ndim == 4 else total
+
+    def backward(self, grad: Any) -> Any:
+        return broadcast_to(grad, self.input_shape)
+
+
+def broadcast_to(x: Any, shape: tuple[int, ...]) -> Any:
+    """x repeated along new and length-1 dimensions until it has `shape`; a read-only view.
+
+    Raises ValueError where a dimension of x is neither 1 nor that of `shape`. NumPy's broadcasting rules.
+    """
+    shape = tuple(shape)
+    if x.shape == shape:
+        return x
+    padded = (1,) * (len(shape) - len(x.shape)) + tuple(x.shape)
+    if len(padded) != len(shape) or any(n not in (1, m) for n, m in zip(padded, shape, strict=True)):
+        raise ValueError(f"broadcast_to: shape {x.shape} does not broadcast to {shape}: each dimension, counted from "
+                         "the right, must be equal or 1")
+    return BroadcastTo.apply(x, shape=shape)
+
+
+def sum_to(x: Any, shape: tuple[int, ...]) -> Any:
+    """x summed over the dimensions that broadcasting from `shape` to x.shape would add or stretch: the adjoint of
+    broadcast_to. Float32 is accumulated in float64."""
+    return x if x.shape == tuple(shape) else SumTo.apply(x, shape=tuple(shape))

@@ -1,0 +1,410 @@
+"""Element by element: arithmetic, exp, log, relu and their kin, with broadcasting.
+
+Read an op as a row of a table of derivatives: what it computes, what it keeps, and the rule. `grad` is the upstream
+gradient, of the output's shape; `sum_to` undoes the broadcasting of an operand.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from tinyres.kernels.layout import array_module, elementwise
+from tinyres.ops.broadcast import sum_to
+from tinyres.state import state
+from tinyres.tensor import Function, Tensor
+
+
+def raw(x: Any) -> Any:
+    """The array of a Tensor; anything else as it is. For masks and indices, which carry no gradient."""
+    return x.data if isinstance(x, Tensor) else x
+
+
+def _shape(x: Any) -> tuple[int, ...]:
+    return getattr(x, "shape", ())
+
+
+class Binary(Function):
+    """An op of two operands that broadcast. Integers next to floats become floats of the same width."""
+
+    fresh = True
+    compute: Callable
+
+    def operands(self, a: Any, b: Any) -> tuple[Any, Any]:
+        kinds = [getattr(getattr(x, "dtype", None), "kind", "") for x in (a, b)]
+        if kinds[0] == "f" and kinds[1] in tuple("iub"):
+            b = b.astype(a.dtype)
+        elif kinds[1] == "f" and kinds[0] in tuple("iub"):
+            a = a.astype(b.dtype)
+        self.shapes = _shape(a), _shape(b)
+        return a, b
+
+    def run(self, fn: Callable, a: Any, b: Any) -> Any:
+        try:
+            return elementwise(fn, a, b)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: shapes {_shape(a)} and {_shape(b)} do not broadcast: counted from the right, "
+                             "each dimension must be equal or 1; reshape one side") from error
+
+
+class Add(Binary):
+    fresh = False  # the upstream gradient itself is handed on, to both sides
+
+    def forward(self, a: Any, b: Any) -> Any:
+        return self.run(operator.add, *self.operands(a, b))
+
+    def backward(self, grad: Any) -> Any:
+        return tuple(sum_to(grad, s) if need else None for s, need in zip(self.shapes, self.needs, strict=True))
+
+
+class Sub(Binary):
+    fresh = False
+
+    def forward(self, a: Any, b: Any) -> Any:
+        return self.run(operator.sub, *self.operands(a, b))
+
+    def backward(self, grad: Any) -> Any:
+        return (sum_to(grad, self.shapes[0]) if self.needs[0] else None,
+                sum_to(neg(grad), self.shapes[1]) if self.needs[1] else None)
+
+
+class Mul(Binary):
+    def forward(self, a: Any, b: Any) -> Any:
+        a, b = self.operands(a, b)
+        self.save(a, b)
+        return self.run(operator.mul, a, b)
+
+    def backward(self, grad: Any) -> Any:
+        a, b = self.saved
+        return (sum_to(mul(grad, b), self.shapes[0]) if self.needs[0] else None,
+                sum_to(mul(grad, a), self.shapes[1]) if self.needs[1] else None)
+
+
+class Div(Binary):
+    def forward(self, a: Any, b: Any) -> Any:
+        a, b = self.operands(a, b)
+        self.save(a, b)
+        return self.run(operator.truediv, a, b)
+
+    def backward(self, grad: Any) -> Any:
+        a, b = self.saved
+        return (sum_to(div(grad, b), self.shapes[0]) if self.needs[0] else None,
+                sum_to(neg(div(mul(grad, a), mul(b, b))), self.shapes[1]) if self.needs[1] else None)
+
+
+class Pow(Binary):
+    def forward(self, a: Any, b: Any) -> Any:
+        a, b = self.operands(a, b)
+        out = self.run(operator.pow, a, b)
+        self.save(a, b, out)
+        return out
+
+    def backward(self, grad: Any) -> Any:
+        a, b, out = self.saved
+        da = db = None
+        if self.needs[0]:  # x**0 is constant, also at 0, where b * a**(b-1) would be 0 * inf
+            slope = mul(pow(a, sub(b, 1.0)), b)
+            da = sum_to(mul(grad, where(raw(b) == 0, 0.0, slope)), self.shapes[0])
+        if self.needs[1]:  # 0**b is constant for b > 0, where out * log(a) would be 0 * -inf
+            base = where((raw(a) == 0) & (raw(b) >= 0), 1.0, a)
+            db = sum_to(mul(grad, mul(out, log(base))), self.shapes[1])
+        return da, db
+
+
+class Maximum(Binary):
+    """The larger operand gets the gradient; equal ones get half each, as in PyTorch."""
+
+    pick = staticmethod(operator.gt)
+
+    def forward(self, a: Any, b: Any) -> Any:
+        a, b = self.operands(a, b)
+        xp = array_module(a if _shape(a) else b)
+        share = elementwise(self.pick, a, b) + 0.5 * elementwise(operator.eq, a, b)
+        if state.choices is not None:
+            share = state.choices.take(self.name, share)
+            out = elementwise(lambda s, u, v: s * u + (1 - s) * v, share.astype(_float_dtype(a, b)), a, b)
+        else:
+            out = self.run(xp.maximum if self.pick is operator.gt else xp.minimum, a, b)
+        self.save(share.astype(out.dtype))
+        return out
+
+    def backward(self, grad: Any) -> Any:
+        (share,) = self.saved
+        return (sum_to(mul(grad, share), self.shapes[0]) if self.needs[0] else None,
+                sum_to(mul(grad, sub(1.0, share)), self.shapes[1]) if self.needs[1] else None)
+
+
+class Minimum(Maximum):
+    pick = staticmethod(operator.lt)
+
+
+def _float_dtype(a: Any, b: Any) -> Any:
+    return a.dtype if hasattr(a, "dtype") else b.dtype
+
+
+class Where(Function):
+    fresh = True
+
+    def forward(self, mask: Any, a: Any, b: Any) -> Any:
+        self.save(mask)
+        self.shapes = (), _shape(a), _shape(b)
+        return elementwise(array_module(mask).where, mask, a, b)
+
+    def backward(self, grad: Any) -> Any:
+        mask = raw(self.saved[0])
+        return (None, sum_to(where(mask, grad, 0.0), self.shapes[1]) if self.needs[1] else None,
+                sum_to(where(mask, 0.0, grad), self.shapes[2]) if self.needs[2] else None)
+
+
+class Neg(Function):
+    fresh = True
+
+    def forward(self, x: Any) -> Any:
+        return elementwise(operator.neg, x)
+
+    def backward(self, grad: Any) -> Any:
+        return neg(grad)
+
+
+class Exp(Function):
+    fresh = True
+
+    def forward(self, x: Any) -> Any:
+        out = elementwise(array_module(x).exp, x)
+        self.save(out)
+        return out
+
+    def backward(self, grad: Any) -> Any:
+        (out,) = self.saved
+        return mul(grad, out)
+
+
+class Log(Function):
+    fresh = True
+
+    def forward(self, x: Any) -> Any:
+        self.save(x)
+        return elementwise(array_module(x).log, x)
+
+    def backward(self, grad: Any) -> Any:
+        (x,) = self.saved
+        return div(grad, x)
+
+
+class Sqrt(Function):
+    fresh = True
+
+    def forward(self, x: Any) -> Any:
+        out = elementwise(array_module(x).sqrt, x)
+        self.save(out)
+        return out
+
+    def backward(self, grad: Any) -> Any:
+        (out,) = self.saved
+        return div(mul(grad, 0.5), out)
+
+
+class Tanh(Function):
+    fresh = True
+
+    def forward(self, x: Any) -> Any:
+        out = elementwise(array_module(x).tanh, x)
+        self.save(out)
+        return out
+
+    def backward(self, grad: Any) -> Any:
+        (out,) = self.saved
+        return mul(grad, sub(1.0, mul(out, out)))
+
+
+class Sigmoid(Function):
+    fresh = True
+
+    def forward(self, x: Any) -> Any:
+        xp = array_module(x)  # 1 / (1 + exp(-x)) overflows for large -x; this form does not
+        out = elementwise(lambda v: 0.5 * (xp.tanh(0.5 * v) + 1), x)
+        self.save(out)
+        return out
+
+    def backward(self, grad: Any) -> Any:
+        (out,) = self.saved
+        return mul(grad, mul(out, sub(1.0, out)))
+
+
+class Abs(Function):
+    fresh = True
+
+    def forward(self, x: Any) -> Any:
+        sign = elementwise(array_module(x).sign, x)
+        if state.choices is not None:
+            sign = state.choices.take(self.name, sign)
+        self.save(sign)
+        return elementwise(operator.mul, x, sign)
+
+    def backward(self, grad: Any) -> Any:
+        (sign,) = self.saved
+        return mul(grad, sign)
+
+
+class Relu(Function):
+    """max(x, 0). NaN stays NaN; the gradient at exactly 0 is 0."""
+
+    fresh = True
+
+    def forward(self, x: Any) -> Any:
+        out = elementwise(array_module(x).maximum, x, 0)
+        self.save(out)
+        return out
+
+    def backward(self, grad: Any) -> Any:
+        (out,) = self.saved
+        return where(raw(out) <= 0, 0.0, grad)
+
+
+class ReluInplace(Relu):
+    name = "relu_"
+    inplace = True
+
+    def forward(self, x: Any) -> Any:
+        array_module(x).maximum(x, 0, out=x)
+        self.save(x)
+        return x
+
+
+class AddInplace(Add):
+    name = "add_"
+    inplace = True
+
+    def forward(self, a: Any, b: Any) -> Any:
+        self.shapes = a.shape, _shape(b)
+        if getattr(b, "dtype", a.dtype) != a.dtype:
+            b = b.astype(a.dtype)
+        return _into(self.name, operator.iadd, a, b)
+
+
+class MulInplace(Mul):
+    name = "mul_"
+    inplace = True
+
+    def forward(self, a: Any, b: Any) -> Any:
+        self.shapes = a.shape, _shape(b)
+        if getattr(b, "dtype", a.dtype) != a.dtype:
+            b = b.astype(a.dtype)
+        self.save(a.copy(order="K"), b)  # the rule for b needs a as it was
+        return _into(self.name, operator.imul, a, b)
+
+
+def _into(name: str, fn: Callable, a: Any, b: Any) -> Any:
+    try:
+        return fn(a, b)
+    except ValueError as error:
+        raise ValueError(f"{name}: an operand of shape {_shape(b)} does not fit into {a.shape} in place; use the op "
+                         "without underscore") from error
+
+
+def add(a: Any, b: Any) -> Any:
+    """a + b with broadcasting. Raises ValueError for shapes that do not broadcast, TypeError for mixed float dtypes."""
+    return Add.apply(a, b)
+
+
+def sub(a: Any, b: Any) -> Any:
+    """a - b with broadcasting."""
+    return Sub.apply(a, b)
+
+
+def mul(a: Any, b: Any) -> Any:
+    """a * b, element by element, with broadcasting."""
+    return Mul.apply(a, b)
+
+
+def div(a: Any, b: Any) -> Any:
+    """a / b, element by element, with broadcasting. Division by zero gives inf or nan, as IEEE 754 says."""
+    return Div.apply(a, b)
+
+
+def pow(a: Any, b: Any) -> Any:
+    """a ** b, element by element; b a number, an array or a Tensor."""
+    return Pow.apply(a, b)
+
+
+def maximum(a: Any, b: Any) -> Any:
+    """The larger of a and b, element by element; NaN wins. At a tie each side gets half of the gradient."""
+    return Maximum.apply(a, b)
+
+
+def minimum(a: Any, b: Any) -> Any:
+    """The smaller of a and b, element by element; NaN wins. At a tie each side gets half of the gradient."""
+    return Minimum.apply(a, b)
+
+
+def where(mask: Any, a: Any, b: Any) -> Any:
+    """a where mask is true, else b; all three broadcast. The mask is an array or Tensor of booleans."""
+    mask = raw(mask)
+    if getattr(getattr(mask, "dtype", None), "kind", "") != "b":
+        raise TypeError(f"where: the mask must hold booleans, got {getattr(mask, 'dtype', type(mask).__name__)}; "
+                        "compare first, as in where(x > 0, x, y)")
+    return Where.apply(mask, a, b)
+
+
+def neg(x: Any) -> Any:
+    """-x."""
+    return Neg.apply(x)
+
+
+def exp(x: Any) -> Any:
+    """e ** x."""
+    return Exp.apply(x)
+
+
+def log(x: Any) -> Any:
+    """The natural logarithm; -inf at 0 and nan below."""
+    return Log.apply(x)
+
+
+def sqrt(x: Any) -> Any:
+    """The square root; nan below 0. Its derivative at 0 is inf."""
+    return Sqrt.apply(x)
+
+
+def tanh(x: Any) -> Any:
+    """The hyperbolic tangent."""
+    return Tanh.apply(x)
+
+
+def sigmoid(x: Any) -> Any:
+    """1 / (1 + exp(-x)), without overflow."""
+    return Sigmoid.apply(x)
+
+
+def abs(x: Any) -> Any:
+    """|x|; the gradient at 0 is 0."""
+    return Abs.apply(x)
+
+
+def relu(x: Any) -> Any:
+    """max(x, 0) (Nair and Hinton 2010). NaN stays NaN; the gradient at exactly 0 is 0."""
+    if state.choices is not None:
+        return where(state.choices.take("relu", raw(x) > 0), x, 0.0)
+    return Relu.apply(x)
+
+
+def relu_(x: Tensor) -> Tensor:
+    """relu in place: x itself is changed and returned. Right only where nobody kept the old x for backward; an op that
+    did says so in backward()."""
+    return ReluInplace.apply(x)
+
+
+def clamp(x: Any, min: float | None = None, max: float | None = None) -> Any:
+    """x cut off below `min` and above `max`; the gradient is that of x between them (bounds included) and 0 outside."""
+    if min is None and max is None:
+        raise ValueError("clamp: give min, max or both")
+    if min is not None:
+        x = where(_choice("clamp", raw(x) < min), float(min), x)
+    if max is not None:
+        x = where(_choice("clamp", raw(x) > max), float(max), x)
+    return x
+
+
+def _choice(name: str, mask: Any) -> Any:
+    return mask if state.choices is None else state.choices.take(name, mask)

@@ -1,0 +1,144 @@
+"""Batch normalisation, alone or with the addition and the ReLU that follow it in a residual block, and dropout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinyres import kernels, random
+from tinyres.kernels import layout
+from tinyres.ops.elementwise import mul, raw, relu, sqrt, where
+from tinyres.ops.fused import Fused
+from tinyres.ops.reduce import mean as mean_over
+from tinyres.ops.shape import channels_last, reshape
+from tinyres.state import state
+from tinyres.tensor import Tensor
+
+
+class BatchNorm(Fused):
+    """y = (x - mean) / sqrt(var + eps) * weight + bias [+ residual] [then ReLU], per channel.
+
+    With g' the gradient before the ReLU, M values per channel, xhat = (x - mean) * istd and istd = 1 / sqrt(var + eps),
+    in training mode (Ioffe and Szegedy 2015, section 3)
+
+        dx = weight * istd * (g' - sum(g')/M - xhat * sum(g' * xhat)/M)
+
+    the direct route, the route through the mean, and the route through the variance. It is a*g' + b*x + d with three
+    numbers per channel, so two passes over memory do: one for the sums, one for dx. The residual receives g' itself.
+    """
+
+    def forward(self, x: Any, weight: Any, bias: Any, residual: Any, *, mean: Any, var: Any, training: bool, eps: float,
+                relu: bool) -> Any:
+        istd = 1.0 / (var + eps) ** 0.5
+        scale = weight * istd
+        y = kernels.batch_norm_apply(x, scale.astype(x.dtype), (bias - mean * scale).astype(x.dtype), residual, relu)
+        self.save(x, weight, bias, residual, y if relu else None, mean, istd)
+        return y
+
+    def fused_backward(self, grad: Any) -> Any:
+        x, weight, _, _, y, mean, istd = self.saved
+        sum_g, sum_gx = kernels.batch_norm_grad_sums(grad, x, mean, y)
+        dx = dresidual = None
+        if self.needs[0] or self.needs[3]:
+            a = weight * istd
+            b = d = 0.0 * a
+            if self.params["training"]:
+                count = x.size // x.shape[1]
+                b = -a * istd * istd * sum_gx / count
+                d = -a * sum_g / count - b * mean
+            a, b, d = (v.astype(x.dtype) for v in (a, b, d))
+            dx, dresidual = kernels.batch_norm_input_grad(grad, x, a, b, d, y, self.needs[3])
+        return dx, (sum_gx * istd).astype(x.dtype), sum_g.astype(x.dtype), dresidual
+
+    fresh = True
+
+    @staticmethod
+    def spec(x: Any, weight: Any, bias: Any, residual: Any, *, mean: Any, var: Any, training: bool, eps: float,
+             relu: bool) -> Any:
+        dims, channel = (0, *range(2, x.ndim)), (1, -1) + (1,) * (x.ndim - 2)
+        if training:
+            mean = mean_over(x, dims, keepdim=True)
+            var = mean_over((x - mean) * (x - mean), dims, keepdim=True)
+        else:
+            mean, var = (v.astype(x.dtype).reshape(channel) for v in (mean, var))
+        y = (x - mean) / sqrt(var + eps) * reshape(weight, channel) + reshape(bias, channel)
+        y = y if residual is None else y + residual
+        return relu_of(y) if relu else y
+
+
+relu_of = relu  # `relu` names a flag in this file
+
+
+def batch_norm(x: Any, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None,
+               training: bool = False, momentum: float = 0.1, eps: float = 1e-5, add: Any = None,
+               relu: bool = False) -> Any:
+    """Batch normalisation over dim 1, then `+ add`, then ReLU, each if asked for (Ioffe and Szegedy 2015).
+
+    x: (N, C) or (N, C, ...); weight, bias: (C,) or None for 1 and 0; add: x's shape, the shortcut of a residual block.
+    training: normalise by the batch (biased variance) and move running_mean and running_var, (C,) arrays or Tensors
+    changed in place, by `momentum` towards the batch's mean and unbiased variance, as PyTorch does. Otherwise normalise
+    by the running values. Raises ValueError for shapes that do not fit, for missing running values in eval mode, and in
+    training for fewer than two values per channel.
+    """
+    if x.ndim < 2:
+        raise ValueError(f"batch_norm: expected input (N, C) or (N, C, ...), got shape {tuple(x.shape)}")
+    C = x.shape[1]
+    named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+    for name, value in named.items():
+        if value is not None and value.shape != (C,):
+            raise ValueError(f"batch_norm: {name} has shape {tuple(value.shape)}, but the input {tuple(x.shape)} has {C} "
+                             f"channels: expected ({C},)")
+    if add is not None and add.shape != x.shape:
+        raise ValueError(f"batch_norm: cannot add {tuple(add.shape)} to {tuple(x.shape)}: where a block changes the shape "
+                         "its shortcut must change it too (zero padding or a 1x1 convolution, same stride)")
+    if x.ndim == 4:
+        x, add = channels_last(x), None if add is None else channels_last(add)
+    array, count = raw(x), int(np.prod(x.shape)) // max(C, 1)
+    if training:
+        if count < 2:
+            raise ValueError(f"batch_norm: input {tuple(x.shape)} has {count} value per channel, and training needs at "
+                             "least 2; use a larger batch or eval()")
+        mean, var = kernels.batch_norm_stats(array)
+        _move(running_mean, mean, momentum)
+        _move(running_var, var * (count / (count - 1)), momentum)
+    elif running_mean is None or running_var is None:
+        raise ValueError("batch_norm: eval mode needs running_mean and running_var")
+    else:
+        mean, var = (raw(v).astype(np.float64) for v in (running_mean, running_var))
+    xp = layout.array_module(array)
+    weight = xp.ones(C, array.dtype) if weight is None else weight
+    bias = xp.zeros(C, array.dtype) if bias is None else bias
+    options = {"mean": mean, "var": var, "training": training, "eps": eps}
+    if relu and state.choices is not None:
+        if state.choices.frozen:
+            y = BatchNorm.apply(x, weight, bias, add, relu=False, **options)
+            return where(state.choices.take("batch_norm", raw(y) > 0), y, 0.0)
+        y = BatchNorm.apply(x, weight, bias, add, relu=True, **options)
+        state.choices.take("batch_norm", raw(y) > 0)
+        return y
+    return BatchNorm.apply(x, weight, bias, add, relu=relu, **options)
+
+
+def _move(running: Any, batch: Any, momentum: float) -> None:
+    if running is None:
+        return
+    array = raw(running)
+    array += momentum * (batch - array).astype(array.dtype)
+    if isinstance(running, Tensor):
+        running.bump("batch_norm")
+
+
+def dropout(x: Any, p: float = 0.5, training: bool = True) -> Any:
+    """Zeroes each element with probability p and divides the others by 1 - p, in training (Srivastava et al. 2014).
+
+    The mask comes from tinyres.random.generator(). Raises ValueError unless 0 <= p < 1.
+    """
+    if not 0 <= p < 1:
+        raise ValueError(f"dropout: p must be at least 0 and less than 1, got {p}")
+    if not training or p == 0:
+        return x
+    array = raw(x)
+    keep = random.generator().random(array.shape, dtype=np.float32) >= p
+    mask = layout.array_module(array).asarray(keep).astype(array.dtype) / (1.0 - p)
+    return mul(x, layout.channels_last(mask) if mask.ndim == 4 else mask)

@@ -1,0 +1,164 @@
+"""Sums, means and extremes over dimensions. `dim` is one dimension, several, or None for all; as in PyTorch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from tinyres.kernels.layout import array_module
+from tinyres.ops.broadcast import sum_to
+from tinyres.ops.elementwise import exp, log, mul, neg, raw, sqrt, sub
+from tinyres.ops.shape import _dims, gather, reshape, squeeze
+from tinyres.state import state
+from tinyres.tensor import Function, Tensor
+
+Dim = Any  # int, a sequence of ints, or None
+
+
+class MinMax(NamedTuple):
+    """What max and min over a dimension return."""
+
+    values: Any
+    indices: Any
+
+
+class Amax(Function):
+    """Largest element over `dims`; equal ones share the gradient evenly, as in PyTorch's amax."""
+
+    fresh = True
+
+    def forward(self, x: Any, *, dims: tuple[int, ...]) -> Any:
+        out = x.max(axis=dims, keepdims=True)
+        share = (x == out).astype(x.dtype)
+        share /= share.sum(axis=dims, keepdims=True)
+        if state.choices is not None:
+            share = state.choices.take(self.name, share)
+            out = (x * share).sum(axis=dims, keepdims=True).astype(x.dtype, copy=False)
+        self.save(share)
+        return out
+
+    def backward(self, grad: Any) -> Any:
+        (share,) = self.saved
+        return mul(grad, share)
+
+
+def _reduced(x: Any, dim: Dim, name: str) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """dims to reduce, the shape with them kept as 1, the shape with them dropped"""
+    dims = tuple(range(x.ndim)) if dim is None else _dims(name, (dim,) if isinstance(dim, int) else tuple(dim), x.ndim)
+    kept = tuple(1 if i in dims else n for i, n in enumerate(x.shape))
+    return dims, kept, tuple(n for i, n in enumerate(x.shape) if i not in dims)
+
+
+def sum(x: Any, dim: Dim = None, keepdim: bool = False) -> Any:
+    """The sum over `dim`. float32 is accumulated in float64. Integers and booleans add up to int64."""
+    if raw(x).dtype.kind in "iub":
+        return _plain(x, raw(x).sum(axis=tuple(dim) if isinstance(dim, list) else dim, keepdims=keepdim))
+    _, kept, dropped = _reduced(x, dim, "sum")
+    return reshape(sum_to(x, kept), kept if keepdim else dropped)
+
+
+def mean(x: Any, dim: Dim = None, keepdim: bool = False) -> Any:
+    """The mean over `dim`. Raises TypeError for integers, ValueError over no elements."""
+    if raw(x).dtype.kind != "f":
+        raise TypeError(f"mean: expected floats, got {raw(x).dtype}; use astype('float32')")
+    dims, _, _ = _reduced(x, dim, "mean")
+    count = math.prod(x.shape[d] for d in dims)
+    if count == 0:
+        raise ValueError(f"mean: shape {x.shape} has no elements over dim {dim}")
+    return mul(sum(x, dim, keepdim), 1.0 / count)
+
+
+def var(x: Any, dim: Dim = None, keepdim: bool = False, correction: int = 1) -> Any:
+    """The variance over `dim`; correction 1 divides by count - 1 (Bessel), 0 by count."""
+    dims, _, _ = _reduced(x, dim, "var")
+    count = math.prod(x.shape[d] for d in dims)
+    if count <= correction:
+        raise ValueError(f"var: {count} elements over dim {dim} are too few for correction {correction}")
+    centred = sub(x, mean(x, dim, keepdim=True))
+    return mul(sum(mul(centred, centred), dim, keepdim), 1.0 / (count - correction))
+
+
+def std(x: Any, dim: Dim = None, keepdim: bool = False, correction: int = 1) -> Any:
+    """The standard deviation over `dim`: the square root of var."""
+    return sqrt(var(x, dim, keepdim, correction))
+
+
+def amax(x: Any, dim: Dim = None, keepdim: bool = False) -> Any:
+    """The largest element over `dim`; equal ones share the gradient evenly."""
+    dims, _, dropped = _reduced(x, dim, "amax")
+    out = Amax.apply(x, dims=dims)
+    return out if keepdim else reshape(out, dropped)
+
+
+def amin(x: Any, dim: Dim = None, keepdim: bool = False) -> Any:
+    """The smallest element over `dim`; equal ones share the gradient evenly."""
+    return neg(amax(neg(x), dim, keepdim))
+
+
+def max(x: Any, dim: int | None = None, keepdim: bool = False) -> Any:
+    """The largest element of all, or with `dim` a pair (values, indices); the gradient goes to the first largest."""
+    return amax(x) if dim is None else _extreme(x, dim, keepdim, array_module(raw(x)).argmax)
+
+
+def min(x: Any, dim: int | None = None, keepdim: bool = False) -> Any:
+    """The smallest element of all, or with `dim` a pair (values, indices); the gradient goes to the first smallest."""
+    return amin(x) if dim is None else _extreme(x, dim, keepdim, array_module(raw(x)).argmin)
+
+
+def _extreme(x: Any, dim: int, keepdim: bool, arg: Any) -> MinMax:
+    (dim,) = _dims("max", (dim,), x.ndim)
+    index = arg(raw(x), axis=dim, keepdims=True)
+    if state.choices is not None:
+        index = state.choices.take("max", index)
+    values, kept = gather(x, dim, index), index if keepdim else index.squeeze(dim)
+    return MinMax(values if keepdim else squeeze(values, dim), _plain(x, kept))
+
+
+def argmax(x: Any, dim: int | None = None, keepdim: bool = False) -> Any:
+    """The index of the first largest element over `dim` (of all, in row-major order, for None); no gradient."""
+    return _plain(x, raw(x).argmax(axis=dim, keepdims=keepdim))
+
+
+def argmin(x: Any, dim: int | None = None, keepdim: bool = False) -> Any:
+    """The index of the first smallest element over `dim`; no gradient."""
+    return _plain(x, raw(x).argmin(axis=dim, keepdims=keepdim))
+
+
+def _plain(x: Any, array: Any) -> Any:
+    return Tensor(array) if isinstance(x, Tensor) else array
+
+
+class LogSoftmax(Function):
+    """y = x - log(sum(exp(x))); dx = g - softmax(x) * sum(g)."""
+
+    fresh = True
+
+    def forward(self, x: Any, *, dim: int) -> Any:
+        xp = array_module(x)
+        shifted = x - x.max(axis=dim, keepdims=True)  # the largest exponent is 0: no overflow
+        out = shifted - xp.log(xp.exp(shifted).sum(axis=dim, keepdims=True))
+        self.save(out)
+        return out
+
+    def backward(self, grad: Any) -> Any:
+        (out,) = self.saved
+        return sub(grad, mul(exp(out), sum(grad, self.params["dim"], keepdim=True)))
+
+
+def log_softmax(x: Any, dim: int) -> Any:
+    """log(exp(x) / sum(exp(x))) over `dim`, without overflow."""
+    (dim,) = _dims("log_softmax", (dim,), x.ndim)
+    return LogSoftmax.apply(x, dim=dim)
+
+
+def softmax(x: Any, dim: int) -> Any:
+    """exp(x) / sum(exp(x)) over `dim`, without overflow."""
+    return exp(log_softmax(x, dim))
+
+
+def logsumexp(x: Any, dim: Dim, keepdim: bool = False) -> Any:
+    """log(sum(exp(x))) over `dim`, without overflow."""
+    dims, kept, dropped = _reduced(x, dim, "logsumexp")
+    top = raw(x).max(axis=dims, keepdims=True)
+    out = log(sum(exp(sub(x, top)), dim, keepdim=True))
+    return reshape(out + top, kept if keepdim else dropped)

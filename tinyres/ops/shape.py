@@ -1,0 +1,281 @@
+"""Moving elements about. Nothing is computed, so each backward moves the gradient back: reshape by reshape, transpose by
+the inverse permutation, a slice into zeros at its place, and an element taken twice collects twice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tinyres.kernels import layout
+from tinyres.kernels.layout import array_module
+from tinyres.ops.elementwise import raw
+from tinyres.tensor import Function, Tensor
+
+
+class Reshape(Function):
+    view = True
+
+    def forward(self, x: Any, *, shape: tuple[int, ...]) -> Any:
+        self.input_shape = x.shape
+        out = x.reshape(shape)
+        return layout.channels_last(out) if out.ndim == 4 else out
+
+    def backward(self, grad: Any) -> Any:
+        return reshape(grad, self.input_shape)
+
+
+class Permute(Function):
+    view = True
+
+    def forward(self, x: Any, *, dims: tuple[int, ...]) -> Any:
+        return x.transpose(dims)
+
+    def backward(self, grad: Any) -> Any:
+        return permute(grad, tuple(int(i) for i in np.argsort(self.params["dims"])))
+
+
+class ChannelsLast(Function):
+    """The same values in channels-last memory: the one layout copy that an NCHW input costs."""
+
+    def forward(self, x: Any) -> Any:
+        return layout.channels_last(x)
+
+    def backward(self, grad: Any) -> Any:
+        return grad
+
+
+class GetItem(Function):
+    def forward(self, x: Any, *, index: Any) -> Any:
+        self.input_shape = x.shape
+        return x[index]
+
+    def backward(self, grad: Any) -> Any:
+        return put(grad, self.params["index"], self.input_shape)
+
+
+class Put(Function):
+    """The adjoint of indexing: an array of zeros with `values` added at `index`."""
+
+    fresh = True
+
+    def forward(self, values: Any, *, index: Any, shape: tuple[int, ...]) -> Any:
+        out = _zeros(values, shape)
+        if _selects_once(index):
+            out[index] = values
+        else:
+            array_module(values).add.at(out, index, values)
+        return out
+
+    def backward(self, grad: Any) -> Any:
+        return getitem(grad, self.params["index"])
+
+
+class Gather(Function):
+    """out[..., i, ...] = x[..., index[..., i, ...], ...] along `dim`."""
+
+    def forward(self, x: Any, *, dim: int, index: Any) -> Any:
+        self.input_shape = x.shape
+        return array_module(x).take_along_axis(x, index, axis=dim)
+
+    def backward(self, grad: Any) -> Any:
+        return Scatter.apply(grad, shape=self.input_shape, **self.params)
+
+
+class Scatter(Function):
+    """The adjoint of Gather: values added into zeros at their index along `dim`."""
+
+    fresh = True
+
+    def forward(self, values: Any, *, dim: int, index: Any, shape: tuple[int, ...]) -> Any:
+        xp = array_module(values)
+        out = _zeros(values, shape)
+        place = list(xp.ogrid[tuple(slice(n) for n in index.shape)])
+        place[dim] = index
+        xp.add.at(out, tuple(place), values)
+        return out
+
+    def backward(self, grad: Any) -> Any:
+        return Gather.apply(grad, **self.params)
+
+
+class Pad(Function):
+    def forward(self, x: Any, *, before: tuple[int, ...], shape: tuple[int, ...], value: float) -> Any:
+        self.inside = tuple(slice(b, b + n) for b, n in zip(before, x.shape, strict=True))
+        out = _zeros(x, shape)
+        if value != 0:
+            out[...] = value
+        out[self.inside] = x
+        return out
+
+    def backward(self, grad: Any) -> Any:
+        return getitem(grad, self.inside)
+
+
+class Concat(Function):
+    def forward(self, *xs: Any, dim: int) -> Any:
+        self.ends = np.cumsum([x.shape[dim] for x in xs]).tolist()
+        xp = array_module(xs[0])
+        if xs[0].ndim != 4:
+            return xp.concatenate(xs, axis=dim)
+        return layout.nchw(xp.concatenate([x.transpose(0, 2, 3, 1) for x in xs], axis=(0, 3, 1, 2)[dim]))
+
+    def backward(self, grad: Any) -> Any:
+        lead = (slice(None),) * self.params["dim"]
+        starts = [0, *self.ends[:-1]]
+        return tuple(getitem(grad, (*lead, slice(a, b))) if need else None
+                     for a, b, need in zip(starts, self.ends, self.needs, strict=True))
+
+
+def _zeros(like: Any, shape: tuple[int, ...]) -> Any:
+    xp = array_module(like)
+    if len(shape) != 4:
+        return xp.zeros(shape, like.dtype)
+    n, c, h, w = shape
+    return layout.nchw(xp.zeros((n, h, w, c), like.dtype))
+
+
+def _selects_once(index: Any) -> bool:
+    """Whether an index can take no element twice: slices, integers, None, Ellipsis and boolean masks."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(p is None or p is Ellipsis or isinstance(p, (int, slice, np.integer)) or
+               getattr(getattr(p, "dtype", None), "kind", "") == "b" for p in parts)
+
+
+def _dims(name: str, dims: Sequence[int], ndim: int) -> tuple[int, ...]:
+    for d in dims:
+        if not -ndim <= d < ndim:
+            raise IndexError(f"{name}: dim {d} is out of range for {ndim} dimensions (from {-ndim} to {ndim - 1})")
+    return tuple(d % ndim for d in dims)
+
+
+def reshape(x: Any, *shape: Any) -> Any:
+    """x with another shape of as many elements, in logical (row-major) order; one length may be -1.
+
+    A view where memory allows, else a copy. Raises ValueError if the element counts differ.
+    """
+    if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
+        shape = tuple(shape[0])
+    known = math.prod(n for n in shape if n != -1)
+    count = math.prod(x.shape)
+    if shape.count(-1) > 1 or (known == 0 and -1 in shape) or (count % known if -1 in shape else count != known):
+        raise ValueError(f"reshape: {count} elements of shape {tuple(x.shape)} do not fit into {tuple(shape)}")
+    shape = tuple(count // known if n == -1 else int(n) for n in shape)
+    return x if shape == x.shape else Reshape.apply(x, shape=shape)
+
+
+def flatten(x: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
+    """The dimensions from start_dim to end_dim (included) made one."""
+    start, end = _dims("flatten", (start_dim, end_dim), max(x.ndim, 1))
+    return reshape(x, (*x.shape[:start], math.prod(x.shape[start:end + 1]), *x.shape[end + 1:]))
+
+
+def unsqueeze(x: Any, dim: int) -> Any:
+    """x with a new dimension of length 1 before `dim`."""
+    (dim,) = _dims("unsqueeze", (dim,), x.ndim + 1)
+    return reshape(x, (*x.shape[:dim], 1, *x.shape[dim:]))
+
+
+def squeeze(x: Any, dim: int | None = None) -> Any:
+    """x without its dimensions of length 1, or without `dim` if that has length 1."""
+    drop = range(x.ndim) if dim is None else _dims("squeeze", (dim,), x.ndim)
+    return reshape(x, tuple(n for i, n in enumerate(x.shape) if not (i in drop and n == 1)))
+
+
+def permute(x: Any, *dims: Any) -> Any:
+    """The dimensions of x in the order `dims`; a view. Raises ValueError unless each appears once."""
+    if len(dims) == 1 and isinstance(dims[0], (tuple, list)):
+        dims = tuple(dims[0])
+    order = _dims("permute", dims, x.ndim)
+    if sorted(order) != list(range(x.ndim)):
+        raise ValueError(f"permute: dims {dims} must name each of the {x.ndim} dimensions of shape {x.shape} once")
+    return Permute.apply(x, dims=order)
+
+
+def transpose(x: Any, dim0: int = -2, dim1: int = -1) -> Any:
+    """x with two dimensions exchanged; a view."""
+    a, b = _dims("transpose", (dim0, dim1), x.ndim)
+    order = list(range(x.ndim))
+    order[a], order[b] = b, a
+    return Permute.apply(x, dims=tuple(order))
+
+
+def channels_last(x: Any) -> Any:
+    """x (N, C, H, W) with channels-last memory: x itself where it is so already, else one counted copy."""
+    return x if layout.is_channels_last(raw(x)) else ChannelsLast.apply(x)
+
+
+def getitem(x: Any, index: Any) -> Any:
+    """x[index] with integers, slices, None, Ellipsis, integer arrays and boolean masks (NumPy's rules)."""
+    parts = tuple(raw(p) for p in index) if isinstance(index, tuple) else raw(index)
+    return GetItem.apply(x, index=parts)
+
+
+def put(values: Any, index: Any, shape: tuple[int, ...]) -> Any:
+    """Zeros of `shape` with `values` added at `index`: the adjoint of x[index]."""
+    return Put.apply(values, index=index, shape=tuple(shape))
+
+
+def gather(x: Any, dim: int, index: Any) -> Any:
+    """The elements of x at `index` (integers, as many dimensions as x) along `dim`."""
+    (dim,) = _dims("gather", (dim,), x.ndim)
+    return Gather.apply(x, dim=dim, index=raw(index))
+
+
+def pad(x: Any, widths: Sequence[int], value: float = 0.0) -> Any:
+    """x with `value` around it. widths counts from the last dimension backwards, (left, right, top, bottom, ...), as in
+    torch.nn.functional.pad; a negative width crops. Raises ValueError for an odd number of widths or too many."""
+    if len(widths) % 2 or len(widths) > 2 * x.ndim:
+        raise ValueError(f"pad: widths {tuple(widths)} must be pairs, at most one per dimension of shape {x.shape}")
+    before, after = [0] * x.ndim, [0] * x.ndim
+    for i in range(len(widths) // 2):
+        before[-1 - i], after[-1 - i] = int(widths[2 * i]), int(widths[2 * i + 1])
+    if any(b < 0 for b in (*before, *after)):
+        crop = tuple(slice(max(0, -b), n - max(0, -a)) for b, a, n in zip(before, after, x.shape, strict=True))
+        x = getitem(x, crop)
+        before, after = [max(0, b) for b in before], [max(0, a) for a in after]
+    if not any(before) and not any(after):
+        return x
+    shape = tuple(b + n + a for b, n, a in zip(before, x.shape, after, strict=True))
+    return Pad.apply(x, before=tuple(before), shape=shape, value=value)
+
+
+def concat(xs: Sequence[Any], dim: int = 0) -> Any:
+    """Arrays or Tensors joined along `dim`. Raises ValueError unless all other lengths are equal."""
+    xs = list(xs)
+    if not xs:
+        raise ValueError("concat: got no tensors")
+    (dim,) = _dims("concat", (dim,), xs[0].ndim)
+    rests = {(*x.shape[:dim], *x.shape[dim + 1:]) for x in xs}
+    if len(rests) > 1 or len({x.ndim for x in xs}) > 1:
+        raise ValueError(f"concat: shapes {', '.join(str(tuple(x.shape)) for x in xs)} must agree except in dim {dim}")
+    return Concat.apply(*xs, dim=dim)
+
+
+def stack(xs: Sequence[Any], dim: int = 0) -> Any:
+    """Arrays or Tensors of one shape joined along a new dimension `dim`."""
+    if len({tuple(x.shape) for x in xs}) != 1:
+        raise ValueError(f"stack: shapes {', '.join(str(tuple(x.shape)) for x in xs)} must be equal, and at least one")
+    return concat([unsqueeze(x, dim) for x in xs], _dims("stack", (dim,), xs[0].ndim + 1)[0])
+
+
+def split(x: Any, size: int | Sequence[int], dim: int = 0) -> tuple[Any, ...]:
+    """x cut along `dim` into pieces of length `size` (the last may be shorter), or of the lengths in `size`."""
+    (dim,) = _dims("split", (dim,), x.ndim)
+    total = x.shape[dim]
+    if isinstance(size, int):
+        if size < 1:
+            raise ValueError(f"split: size must be at least 1, got {size}")
+        size = [min(size, total - start) for start in range(0, total, size)]
+    if sum(size) != total:
+        raise ValueError(f"split: lengths {list(size)} add up to {sum(size)}, but dim {dim} of {x.shape} has {total}")
+    ends = np.cumsum(size).tolist()
+    lead = (slice(None),) * dim
+    return tuple(getitem(x, (*lead, slice(end - n, end))) for n, end in zip(size, ends, strict=True))
+
+
+def alias(x: Tensor) -> Tensor:
+    """The same values as a node of its own, at which a gradient can be observed or cut off."""
+    return Reshape.apply(x, shape=x.shape)

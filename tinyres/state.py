@@ -1,0 +1,59 @@
+"""The few switches of the engine: whether ops record, whether fused ops run as their parts, who watches."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import Any
+
+
+class _State(threading.local):
+    grad_enabled = True  # no_grad() switches recording off
+    unfused = False      # unfused() runs the spec of every fused op
+    choices: Any = None  # gradcheck's tape of ReLU masks and pooling indices
+    debug: Any = None    # the observer that debug() installs
+
+
+state = _State()
+
+
+class setting(contextlib.ContextDecorator):
+    """Set switches inside a `with` block or a decorated function, and restore them after it."""
+
+    def __init__(self, **values: Any):
+        self.values = values
+        self.before: list[dict[str, Any]] = []
+
+    def __enter__(self) -> None:
+        self.before.append({name: getattr(state, name) for name in self.values})
+        vars(state).update(self.values)
+
+    def __exit__(self, *exc: object) -> None:
+        vars(state).update(self.before.pop())
+
+
+class no_grad(setting):
+    """Record nothing inside: results do not require gradients, and leaves may be changed in place."""
+
+    def __init__(self) -> None:
+        super().__init__(grad_enabled=False)
+
+
+class enable_grad(setting):
+    """Record inside, also within no_grad()."""
+
+    def __init__(self) -> None:
+        super().__init__(grad_enabled=True)
+
+
+class unfused(setting):
+    """Run every fused op (batch norm with addition and ReLU, cross-entropy) as its elementary parts, which can be seen
+    one by one in the graph. Slower; equal to the fused kernels up to rounding."""
+
+    def __init__(self) -> None:
+        super().__init__(unfused=True)
+
+
+def is_grad_enabled() -> bool:
+    """Whether ops record at the moment."""
+    return state.grad_enabled

@@ -1,0 +1,301 @@
+"""The engine. Read this file first.
+
+A `Tensor` is an array that knows the `Function` that made it; a Function knows, by its edges, what it was given.
+`backward()` walks those edges from the loss. A tensor that was used twice gets two contributions, and its gradient is
+their sum: that sum, at the fork in front of every residual block, is what this library is about. So the walk first
+counts how many consumers each node has, and visits a node only when all of them have contributed. It is a loop, not a
+recursion, linear in the number of edges, and it drops what a node kept as soon as the node is done.
+
+The walk is a generator of `Event`s. `backward()` only exhausts it; the stepper and the instruments watch it.
+"""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from tinyres.graph import Event, Handle, Saved, Version, exhaust, leading_to, topological_order
+from tinyres.kernels import layout
+from tinyres.operands import arrays_of, check_inplace
+from tinyres.state import setting, state
+
+
+class Tensor:
+    """An array that takes part in differentiation.
+
+    data: a numpy (or cupy) array of any shape, wrapped without a copy; node: the Function that made it, None for a
+    leaf; grad: the gradient of a leaf after backward(), a Tensor of the same shape. Raises TypeError when a tensor of
+    integers or booleans is asked for a gradient.
+    """
+
+    __slots__ = ("data", "grad", "node", "hooks", "wants_grad", "version", "is_view", "__weakref__")
+    __array_ufunc__ = None  # numpy_array * tensor must ask the tensor, not loop over it
+    edges = ()              # a leaf is where the walk ends
+
+    def __init__(self, data: Any, requires_grad: bool = False):
+        self.data = data if hasattr(data, "strides") and not isinstance(data, np.generic) else np.asarray(data)
+        self.grad: Tensor | None = None
+        self.node: Function | None = None
+        self.hooks: Sequence[Callable] = ()
+        self.wants_grad, self.version, self.is_view = False, Version(), False
+        if requires_grad:
+            self.requires_grad = True
+
+    @property
+    def requires_grad(self) -> bool:
+        return self.node is not None or self.wants_grad
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        if self.node is not None:
+            raise RuntimeError(f"requires_grad is set on leaves; this tensor was made by {self.node.name}: detach() it")
+        if value and self.dtype.kind != "f":
+            raise TypeError(f"only float tensors can require gradients, got {self.dtype}: use astype('float32')")
+        self.wants_grad = bool(value)
+
+    @property
+    def edge(self) -> Function | Tensor | None:
+        """Where a gradient of this tensor goes: to its node; to itself if it is a leaf that wants one; or nowhere."""
+        return self.node if self.node is not None else self if self.wants_grad else None
+
+    shape = property(lambda self: self.data.shape)
+    dtype = property(lambda self: self.data.dtype)
+    ndim = property(lambda self: self.data.ndim)
+    is_leaf = property(lambda self: self.node is None)
+
+    def backward(self, grad: Any = None, retain_graph: bool | None = None, create_graph: bool = False) -> None:
+        """Add to `.grad` of every leaf the derivative of this tensor, weighted by `grad` (this tensor's shape).
+
+        `grad` may be left out for a single element. The graph is freed on the way unless `retain_graph`; with
+        `create_graph` the gradients can themselves be differentiated. Raises RuntimeError if nothing here requires a
+        gradient, if the graph was freed, or if a kept array was changed in place since.
+        """
+        exhaust(self.backward_steps(grad, create_graph if retain_graph is None else retain_graph, create_graph))
+
+    def backward_steps(self, grad: Any = None, retain_graph: bool = True,
+                       create_graph: bool = False) -> Iterator[Event]:
+        """The backward pass as a generator of events. Leaves get their gradients when it ends; abandoning it changes
+        nothing, which is why it retains the graph unless told otherwise."""
+        return walk([self], [grad], None, retain_graph, create_graph)
+
+    def register_hook(self, hook: Callable) -> Handle:
+        """Call `hook(grad)` when this tensor's gradient is complete; what it returns, if anything, replaces the
+        gradient. Returns a handle with remove(). Raises RuntimeError if the tensor does not require a gradient."""
+        if self.edge is None:
+            raise RuntimeError("register_hook: this tensor does not require a gradient; set requires_grad=True")
+        self.edge.hooks = self.edge.hooks or []
+        return Handle(self.edge.hooks, hook)
+
+    def retain_grad(self) -> None:
+        """Ask an interior tensor to keep its gradient of the last pass in `.grad`, as leaves do."""
+        if self.node is not None:
+            self.node.retainer = weakref.ref(self)
+
+    def detach(self) -> Tensor:
+        """The same array outside the graph. Writing into it in place is noticed by ops that kept the original."""
+        out = Tensor(self.data)
+        out.version, out.is_view = self.version, True
+        if state.debug is not None:
+            state.debug.cut("detach", self, out)
+        return out
+
+    def bump(self, writer: str) -> None:
+        """Note that `writer` changed `.data` in place, so that an op that kept the old values can say so."""
+        self.version.count += 1
+        self.version.writer = writer
+
+
+class Function:
+    """One op. Each call is a fresh instance, which becomes a node of the graph.
+
+    A subclass writes `forward(self, *arrays, **params)` on arrays and `backward(self, grad)`, which returns one
+    gradient (or None) per input. `self.save(...)` keeps what backward needs and `self.saved` gives it back;
+    `self.needs[i]` tells whether input i wants a gradient. The rule is written with ops: the engine feeds it arrays,
+    or, under create_graph, Tensors, and then the rule is recorded and can be differentiated again.
+    """
+
+    name = "function"
+    inplace = False  # forward writes into its first input and returns it
+    view = False     # forward returns a view of its first input
+    fresh = False    # backward allocates what it returns, so the walk may add into it
+    join: Callable   # add(a, b), which sums contributions; ops/ installs it
+    hooks: Sequence[Callable] = ()
+    retainer: Callable | None = None
+    line = ""        # where the user called the op, noted under debug()
+    _saved: Sequence[Any] | None = ()
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if "name" not in vars(cls):
+            cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+
+    def forward(self, *arrays: Any, **params: Any) -> Any:
+        raise TypeError(f"{self.name} must define forward(self, *arrays, **params)")
+
+    def backward(self, grad: Any) -> Any:
+        raise TypeError(f"{self.name} must define backward(self, grad)")
+
+    def save(self, *arrays: Any) -> None:
+        """Keep inputs, the output, or constants for backward."""
+        self._saved = arrays
+
+    @classmethod
+    def apply(cls, *inputs: Any, **params: Any) -> Any:
+        """Run the op. Given arrays it returns an array; given at least one Tensor it returns a Tensor and records."""
+        node = cls()
+        node.params = params
+        if not any(isinstance(x, Tensor) for x in inputs):
+            return node.forward(*inputs, **params)
+        arrays = arrays_of(cls.name, inputs)
+        edges = tuple(x.edge if isinstance(x, Tensor) else None for x in inputs)
+        tracked = state.grad_enabled and any(e is not None for e in edges)
+        if cls.inplace:
+            check_inplace(cls.name, inputs[0], tracked)
+        out = node.forward(*arrays, **params)
+        result = inputs[0] if cls.inplace else Tensor(out)
+        if cls.inplace:
+            result.bump(cls.name)
+        elif cls.view and isinstance(inputs[0], Tensor):
+            result.version, result.is_view = inputs[0].version, True
+            result.version.viewed |= tracked
+        if tracked and result.dtype.kind == "f":
+            node.edges, node.shape, node.dtype = edges, result.shape, result.dtype
+            node._saved = [Saved(a, inputs, arrays, result) for a in node._saved]
+            result.node, result.wants_grad = node, False
+        if state.debug is not None:
+            state.debug.forward(node, inputs, edges, result)
+        return result
+
+    @property
+    def saved(self) -> list[Any]:
+        """What save() kept: arrays, or under create_graph Tensors that lead back to where they came from."""
+        if self._saved is None:
+            raise RuntimeError(f"{self.name}: backward a second time through a graph that was freed; pass "
+                               f"retain_graph=True to the first backward(){self.line}")
+        for s in self._saved:
+            s.check(self)
+        return [self._linked(s) if self.linking else s.array for s in self._saved]
+
+    def _linked(self, kept: Saved) -> Any:
+        edge = self if kept.origin == -1 else None if kept.origin is None else self.edges[kept.origin]
+        if edge is None or isinstance(edge, Tensor):
+            return kept.array if edge is None else edge
+        out = Tensor(kept.array)
+        out.node = edge
+        return out
+
+    def contributions(self, grad: Any, leading: set | None, create_graph: bool) -> tuple[Any, ...]:
+        """Run the backward rule for those inputs that want a gradient, and check what it gives."""
+        self.needs = tuple(e is not None and (leading is None or e in leading) for e in self.edges)
+        self.linking = create_graph
+        with setting(grad_enabled=create_graph):
+            grads = self.backward(grad)
+        grads = grads if isinstance(grads, tuple) else (grads,)
+        if len(grads) != len(self.edges):
+            raise RuntimeError(f"{self.name}.backward gave {len(grads)} gradients for {len(self.edges)} inputs{self.line}")
+        grads = tuple(g if needed else None for needed, g in zip(self.needs, grads, strict=True))
+        for i, (edge, g) in enumerate(zip(self.edges, grads, strict=True)):
+            if g is not None and (g.shape != edge.shape or g.dtype != edge.dtype):
+                raise RuntimeError(f"{self.name}.backward gave {g.dtype} {g.shape} for input {i}, which is "
+                                   f"{edge.dtype} {edge.shape}{self.line}")
+        if state.debug is not None:
+            state.debug.backward(self, grad, grads)
+        return grads
+
+    def free(self) -> None:
+        """Drop what was kept for backward."""
+        self._saved = None if self._saved else ()
+
+
+def walk(outputs: Sequence[Tensor], grads: Sequence[Any], wanted: set | None, retain_graph: bool, create_graph: bool,
+         stop: frozenset = frozenset()) -> Iterator[Event]:
+    """The backward pass from `outputs`. With `wanted`, a set of edges, it visits only what leads to them, returns their
+    gradients as a dict and leaves `.grad` alone; it never goes past a node in `stop`."""
+    totals: dict[Any, tuple[Any, bool]] = {}  # node -> (its gradient so far, whether the walk allocated it)
+    for output, grad in zip(outputs, grads, strict=True):
+        _contribute(totals, output.edge, _seed(output, grad, create_graph), False)
+    order = topological_order([output.edge for output in outputs], stop)
+    leading = None if wanted is None else leading_to(wanted, order, stop)
+    found, leaves = {}, []
+    for node in order:
+        if node not in totals or (leading is not None and node not in leading):
+            continue
+        grad, owned = totals.pop(node)
+        for hook in tuple(node.hooks):
+            replaced = hook(grad if create_graph else Tensor(grad))
+            if replaced is not None:
+                grad, owned = replaced if create_graph else _array(replaced), False
+        yield Event("ready", node, grad)
+        if wanted is not None and node in wanted:
+            found[node] = grad
+        if isinstance(node, Tensor) or (node.retainer is not None and wanted is None):
+            leaves.append((node, grad, owned))
+        if isinstance(node, Tensor) or node in stop:
+            continue
+        contributions = node.contributions(grad, leading, create_graph)
+        for edge, g in zip(node.edges, contributions, strict=True):
+            if g is not None:
+                _contribute(totals, edge, g, node.fresh and not create_graph and not layout.array_module(g).may_share_memory(g, grad))
+        kept = sum(getattr(s.array, "nbytes", 0) for s in node._saved or ())
+        if not retain_graph:
+            node.free()
+        yield Event("done", node, grad, contributions, kept)
+    for node, grad, owned in leaves if wanted is None else ():
+        _commit(node, grad, owned)
+    return found
+
+
+def _contribute(totals: dict, edge: Any, grad: Any, fresh: bool) -> None:
+    """Add one consumer's contribution. The identity route hands on the very array it received, so only a buffer that
+    this walk allocated may be written into."""
+    if edge not in totals:
+        totals[edge] = grad, fresh
+        return
+    total, owned = totals[edge]
+    if owned:
+        total += grad
+    elif fresh:
+        grad += total
+        total = grad
+    else:
+        total = Function.join(total, grad)
+    totals[edge] = total, not isinstance(total, Tensor)
+
+
+def _seed(output: Tensor, grad: Any, create_graph: bool) -> Any:
+    """The gradient the walk starts with: `grad`, or 1 for a single element."""
+    if output.edge is None:
+        raise RuntimeError("backward: nothing that this tensor was computed from requires a gradient; set "
+                           "requires_grad=True on an input, and look for detach() and no_grad() on the way")
+    if grad is None and output.data.size != 1:
+        raise RuntimeError(f"backward: a tensor of shape {output.shape} needs a gradient to start from; pass grad of "
+                           "that shape, or reduce the tensor with sum() or mean()")
+    array = layout.array_module(output.data).ones_like(output.data) if grad is None else _array(grad)
+    if grad is not None and (getattr(array, "shape", None) != output.shape or array.dtype != output.dtype):
+        raise ValueError(f"backward: the tensor is {output.dtype} {output.shape}, but the gradient to start from is "
+                         f"{getattr(array, 'dtype', type(array).__name__)} {getattr(array, 'shape', '')}")
+    return array if not create_graph else grad if isinstance(grad, Tensor) else Tensor(array)
+
+
+def _array(x: Any) -> Any:
+    return x.data if isinstance(x, Tensor) else x
+
+
+reached_leaves: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
+
+
+def _commit(node: Any, grad: Any, owned: bool) -> None:
+    """Give a leaf its gradient (added to what earlier passes brought), or an interior tensor that asked for it."""
+    tensor = node if isinstance(node, Tensor) else node.retainer()
+    if tensor is None:
+        return
+    if not isinstance(grad, Tensor):
+        grad = Tensor(grad if owned else grad.copy(order="K"))
+    if tensor is node:
+        reached_leaves[id(tensor)] = tensor
+        grad = grad if tensor.grad is None else Function.join(tensor.grad, grad)
+    tensor.grad = grad
