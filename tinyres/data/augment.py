@@ -1,0 +1,102 @@
+"""Augmentation of a whole batch at once, on the stored values (bytes stay bytes).
+
+A transform is called with images (N, C, H, W), channels-last in memory, and one random word a sample (N,) uint64; it
+returns images of the same shape, dtype and layout, and changes nothing in place. It draws from the words only, so what
+happens to a sample depends on (seed, epoch, sample) alone: see philox.py.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinyres.data import philox
+from tinyres.data.dataset import nearest
+
+Transform = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """Pad every side with `padding` zeros, then cut a window of the old size at a random place.
+
+    He et al., "Deep residual learning" (2015), section 4.2, with 4 pixels. All windows of all padded images are a view
+    (the window's two offsets are two more axes, with the strides of a row and of a pixel): one gather picks N of them,
+    and copies each image row as one run of W*C values.
+    """
+
+    padding: int = 4
+
+    def __post_init__(self) -> None:
+        if self.padding < 1:
+            raise ValueError(f"RandomCrop: padding is {self.padding}, expected at least 1 pixel")
+
+    def __call__(self, images: np.ndarray, words: np.ndarray) -> np.ndarray:
+        n, c, h, w = images.shape
+        p = self.padding
+        padded = np.zeros((n, h + 2 * p, w + 2 * p, c), dtype=images.dtype)
+        padded[:, p:-p, p:-p] = images.transpose(0, 2, 3, 1)
+        rows = padded.reshape(n, h + 2 * p, (w + 2 * p) * c)
+        windows = np.lib.stride_tricks.sliding_window_view(rows, (h, w * c), axis=(1, 2))
+        top, left = philox.integer_pairs(words, 2 * p + 1, 2 * p + 1)
+        cropped = windows[np.arange(n), top, left * c]
+        return cropped.reshape(n, h, w, c).transpose(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class RandomFlip:
+    """Mirror each image left to right with probability 1/2. Wrong for digits and letters: a mirrored 2 is no 2."""
+
+    def __call__(self, images: np.ndarray, words: np.ndarray) -> np.ndarray:
+        chosen = philox.coins(words)
+        flipped = images.transpose(0, 2, 3, 1).copy()
+        flipped[chosen] = flipped[chosen][:, :, ::-1]
+        return flipped.transpose(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """Fill a square of `size` x `size` pixels, centred anywhere in the image, so that part of it may fall outside.
+
+    DeVries and Taylor, "Improved regularization of convolutional neural networks with cutout" (2017), section 3.2.
+    fill: one value or one a channel, in stored units; the paper's fill is the mean (it cuts after normalisation).
+    """
+
+    size: int = 16
+    fill: float | tuple[float, ...] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"Cutout: size is {self.size}, expected at least 1 pixel")
+
+    def __call__(self, images: np.ndarray, words: np.ndarray) -> np.ndarray:
+        h, w = images.shape[2:]
+        centre_y, centre_x = philox.integer_pairs(words, h, w)
+        inside_y = self._covers(h, centre_y)
+        inside_x = self._covers(w, centre_x)
+        cut = images.transpose(0, 2, 3, 1).copy()
+        cut[inside_y[:, :, None] & inside_x[:, None, :]] = np.asarray(self.fill).astype(images.dtype)
+        return cut.transpose(0, 3, 1, 2)
+
+    def _covers(self, length: int, centre: np.ndarray) -> np.ndarray:
+        """(N, length) bool: which of the positions the square covers."""
+        distance = np.arange(length) - (centre[:, None] - self.size // 2)
+        return (distance >= 0) & (distance < self.size)
+
+
+# Digits move by a pixel and are never mirrored; the photographs get the recipe of He et al. (2015).
+STANDARD: dict[str, tuple[Transform, ...]] = {
+    "digits": (RandomCrop(1),),
+    "cifar10": (RandomCrop(4), RandomFlip()),
+    "cifar100": (RandomCrop(4), RandomFlip()),
+}
+
+
+def standard(name: str) -> tuple[Transform, ...]:
+    """The usual augmentation of a data set, by its name. Raises ValueError if there is none."""
+    if name not in STANDARD:
+        raise ValueError(
+            f"augment.standard: there is none for {name!r}.{nearest(name, STANDARD)} There is one for "
+            f"{', '.join(STANDARD)}; for other data give a list like [augment.RandomCrop(4)]"
+        )
+    return STANDARD[name]

@@ -1,0 +1,79 @@
+"""Batches of a data set, epoch by epoch.
+
+There is no thread that works ahead: a batch of 128 costs about 1 ms of a training step of 165, and threads would fight
+the kernels for the cores. There is no state either: batch b of epoch e is a function of (seed, e, b), so a run resumes
+where it was by asking for `epoch(e, start_batch=b)`.
+"""
+
+import operator
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from tinyres.data import philox
+from tinyres.data.augment import Transform
+from tinyres.data.dataset import Dataset
+
+Batch = tuple[np.ndarray, np.ndarray]
+
+
+class Loader:
+    """Cuts a Dataset into batches: x (B, C, H, W) float32, normalised, channels-last, and y (B,) int64.
+
+    shuffle: a new order every epoch (training); False keeps the data set's order (evaluation).
+    augment: transforms applied in turn to the stored images; `augment.standard(dataset.name)` is the usual choice.
+    drop_last: leave out the last batch if it is smaller than the others; otherwise it is smaller.
+
+    Raises ValueError if batch_size is below 1, or if dropping the last batch would leave none.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        shuffle: bool = False,
+        seed: int = 0,
+        augment: Sequence[Transform] = (),
+        drop_last: bool = False,
+    ):
+        self.dataset = dataset
+        self.batch_size = operator.index(batch_size)
+        self.shuffle = shuffle
+        self.seed = seed
+        self.augment = tuple(augment)
+        self.drop_last = drop_last
+        if self.batch_size < 1:
+            raise ValueError(f"Loader: batch_size is {batch_size}, expected at least 1")
+        if len(self) == 0:
+            raise ValueError(
+                f"Loader: batch_size {batch_size} with drop_last leaves no batch of {len(dataset)} images; "
+                "use a smaller batch_size or drop_last=False"
+            )
+
+    def __len__(self) -> int:
+        """The number of batches in an epoch."""
+        full, rest = divmod(len(self.dataset), self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[Batch]:
+        raise TypeError("Loader: say which epoch: `for x, y in loader.epoch(e)`; order and augmentation depend on it")
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from number `start_batch` on; the same ones every time it is asked for.
+
+        Raises ValueError for a negative epoch, or a start_batch that is not from 0 to the number of batches.
+        """
+        if not 0 <= start_batch <= len(self):
+            raise ValueError(f"Loader.epoch: start_batch is {start_batch}, expected 0 to {len(self)}")
+        count = len(self.dataset)
+        order = philox.permutation(self.seed, epoch, count) if self.shuffle else np.arange(count)
+        draws = [philox.words(self.seed, epoch, 1 + k, count) for k in range(len(self.augment))]
+        return self._batches(order, draws, start_batch)
+
+    def _batches(self, order: np.ndarray, draws: list[np.ndarray], start_batch: int) -> Iterator[Batch]:
+        for number in range(start_batch, len(self)):
+            index = order[number * self.batch_size : (number + 1) * self.batch_size]
+            images = self.dataset.stored(index)
+            for transform, words in zip(self.augment, draws, strict=True):
+                images = transform(images, words[index])
+            yield self.dataset.normalise(images), self.dataset.labels[index]
