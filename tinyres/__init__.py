@@ -1,4 +1,4 @@
-"""tinyres: residual networks from scratch on NumPy, Numba and CuPy, to understand how a gradient passes a skip connection.
+"""Residual networks from scratch on NumPy, Numba and CuPy: how a gradient passes a skip connection, and how fast.
 
     import tinyres as tr
     x = tr.tensor([1.0, 2.0], requires_grad=True)

@@ -92,9 +92,9 @@ __all__ = [
     "tensor", "to", "transpose", "unsqueeze", "var", "where", "zeros",
 ]
 
-METHODS = [abs, amax, amin, argmax, argmin, astype, broadcast_to, clamp, exp, flatten, gather, log, log_softmax, logsumexp,
-           matmul, max, mean, min, pad, permute, pow, relu, relu_, reshape, sigmoid, softmax, split, sqrt, squeeze, std,
-           sum, sum_to, tanh, to, transpose, unsqueeze, var]
+METHODS = [abs, amax, amin, argmax, argmin, astype, broadcast_to, clamp, exp, flatten, gather, log, log_softmax,
+           logsumexp, matmul, max, mean, min, pad, permute, pow, relu, relu_, reshape, sigmoid, softmax, split, sqrt,
+           squeeze, std, sum, sum_to, tanh, to, transpose, unsqueeze, var]
 for _method in METHODS:
     setattr(Tensor, _method.__name__, _method)
 
@@ -141,21 +141,20 @@ def _item(self: Tensor) -> Any:
 
 
 def _numpy(self: Tensor) -> np.ndarray:
-    """The values as a NumPy array: the tensor's own memory on the cpu, a copy from a GPU. No gradient flows through it."""
+    """The values as a NumPy array, outside the graph: the tensor's own memory on the cpu, a copy from a GPU."""
     return create.move(self.data, "cpu")
 
 
 def _repr(self: Tensor) -> str:
     values = np.array2string(_numpy(self), separator=", ", prefix="tensor(", threshold=200, edgeitems=2, precision=5)
     extra = "" if self.dtype == np.float32 else f", dtype={self.dtype}"
-    extra += f", node=<{self.node.name}>" if self.node is not None else ", requires_grad=True" if self.requires_grad else ""
+    if self.requires_grad:
+        extra += ", requires_grad=True" if self.node is None else f", node=<{self.node.name}>"
     return f"tensor({values}{extra})"
 
 
-def _array(self: Tensor, dtype: Any = None, copy: Any = None) -> np.ndarray:
-    if self.requires_grad and not (dtype is None and copy is None):
-        return np.array(_numpy(self), dtype=dtype)
-    return np.asarray(_numpy(self), dtype=dtype)
+def _array(self: Tensor, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    return np.array(_numpy(self), dtype=dtype, copy=copy)
 
 
 def _requires_grad(self: Tensor, value: bool = True) -> Tensor:

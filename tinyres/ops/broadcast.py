@@ -1,5 +1,6 @@
-"""Broadcasting and its transpose. Copying a value to many places forward is adding up their gradients backward, and the
-other way round: `broadcast_to` and `sum_to` are each other's backward, and every other op gets its broadcasting here."""
+"""Broadcasting and its transpose. Copying a value to many places forward is adding up their gradients backward, and
+the other way round: `broadcast_to` and `sum_to` are each other's backward, and all other ops get their broadcasting here.
+"""
 
 from __future__ import annotations
 

@@ -86,9 +86,9 @@ def conv2d(x: Any, weight: Any, bias: Any = None, stride: Pair = 1, padding: Pai
     for name, i in (("height", 0), ("width", 1)):
         extent = dilation[i] * (weight.shape[2 + i] - 1) + 1
         if x.shape[2 + i] + 2 * padding[i] < extent:
-            raise ValueError(f"conv2d: the kernel's {name} {extent} (dilation included) is larger than the padded input's "
-                             f"{x.shape[2 + i]} + 2*{padding[i]}; input {tuple(x.shape)}, weight {tuple(weight.shape)}: "
-                             "pad more or use a smaller kernel")
+            raise ValueError(f"conv2d: the kernel's {name} {extent} (dilation included) is larger than the padded "
+                             f"input's {x.shape[2 + i]} + 2*{padding[i]}; input {tuple(x.shape)}, weight "
+                             f"{tuple(weight.shape)}: pad more or use a smaller kernel")
     y = Conv2d.apply(channels_last(x), channels_last(weight), stride=stride, padding=padding, dilation=dilation,
                      groups=groups)
     return y if bias is None else add(y, reshape(bias, (1, -1, 1, 1)))
@@ -107,17 +107,17 @@ def conv_transpose2d(x: Any, weight: Any, bias: Any = None, stride: Pair = 1, pa
     padding, extra = pair(op, "padding", padding, 0), pair(op, "output_padding", output_padding, 0)
     _check(op, x, weight, bias, 1, groups)
     if x.shape[1] != weight.shape[0]:
-        raise ValueError(f"{op}: input {tuple(x.shape)} has {x.shape[1]} channels, but weight {tuple(weight.shape)} takes "
-                         f"{weight.shape[0]}")
+        raise ValueError(f"{op}: input {tuple(x.shape)} has {x.shape[1]} channels, but weight {tuple(weight.shape)} "
+                         f"takes {weight.shape[0]}; set in_channels={x.shape[1]}")
     if any(e >= max(s, d) for e, s, d in zip(extra, stride, dilation, strict=True)):
         raise ValueError(f"{op}: output_padding {extra} must be smaller than stride {stride} or dilation {dilation}")
-    size = tuple((x.shape[2 + i] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (weight.shape[2 + i] - 1) + extra[i] + 1
-                 for i in (0, 1))
+    size = tuple((n - 1) * s - 2 * p + d * (k - 1) + e + 1 for n, k, s, p, d, e in
+                 zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, extra, strict=True))
     if min(size) < 1:
         raise ValueError(f"{op}: input {tuple(x.shape)}, weight {tuple(weight.shape)}, stride {stride} and padding "
                          f"{padding} give an empty output {size}: pad less")
-    y = Conv2dInputGrad.apply(channels_last(x), channels_last(weight), stride=stride, padding=padding, dilation=dilation,
-                              groups=groups, x_shape=(x.shape[0], weight.shape[1] * groups, *size))
+    y = Conv2dInputGrad.apply(channels_last(x), channels_last(weight), stride=stride, padding=padding,
+                              dilation=dilation, groups=groups, x_shape=(x.shape[0], weight.shape[1] * groups, *size))
     return y if bias is None else add(y, reshape(bias, (1, -1, 1, 1)))
 
 
@@ -138,14 +138,15 @@ def _check(op: str, x: Any, weight: Any, bias: Any, out_dim: int, groups: int) -
         raise ValueError(f"{op}: bias {tuple(bias.shape)} must have shape ({channels},), one per output channel")
 
 
-def _padding(padding: Any, kernel: tuple[int, ...], stride: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, int]:
+def _padding(padding: Any, kernel: tuple[int, ...], stride: tuple[int, int],
+             dilation: tuple[int, int]) -> tuple[int, int]:
     if padding == "valid":
         return 0, 0
     if padding == "same":
         extent = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         if stride != (1, 1) or any(e % 2 for e in extent):
-            raise ValueError(f"conv2d: padding='same' needs stride 1 and an odd dilated kernel, got stride {stride} and "
-                             f"kernel {tuple(kernel)}; give padding as numbers")
+            raise ValueError(f"conv2d: padding='same' needs stride 1 and an odd dilated kernel, got stride {stride} "
+                             f"and kernel {tuple(kernel)}; give padding as numbers")
         return extent[0] // 2, extent[1] // 2
     if isinstance(padding, str):
         raise ValueError(f"conv2d: padding must be numbers, 'same' or 'valid', got {padding!r}")

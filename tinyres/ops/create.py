@@ -96,7 +96,8 @@ def ones(*shape: Any, dtype: Any = "float32", requires_grad: bool = False) -> Te
 
 def randn(*shape: Any, dtype: Any = "float32", requires_grad: bool = False) -> Tensor:
     """A Tensor of independent standard normal numbers from the library's generator (see manual_seed)."""
-    return tensor(random.generator().standard_normal(_shape(shape), dtype=np.dtype(dtype).type), requires_grad=requires_grad)
+    values = random.generator().standard_normal(_shape(shape), dtype=np.dtype(dtype).type)
+    return tensor(values, requires_grad=requires_grad)
 
 
 def rand(*shape: Any, dtype: Any = "float32", requires_grad: bool = False) -> Tensor:

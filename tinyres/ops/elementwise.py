@@ -44,8 +44,8 @@ class Binary(Function):
         try:
             return elementwise(fn, a, b)
         except ValueError as error:
-            raise ValueError(f"{self.name}: shapes {_shape(a)} and {_shape(b)} do not broadcast: counted from the right, "
-                             "each dimension must be equal or 1; reshape one side") from error
+            raise ValueError(f"{self.name}: shapes {_shape(a)} and {_shape(b)} do not broadcast: counted from the "
+                             "right, each dimension must be equal or 1; reshape one side") from error
 
 
 class Add(Binary):

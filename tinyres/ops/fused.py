@@ -1,7 +1,7 @@
 """Fused ops: several elementary steps in one kernel, forward and backward, for speed.
 
-Each has a `spec`: the same function in a few lines of elementary ops. The spec says what the kernel computes; it is what
-`unfused()` runs instead, and what the gradient of a gradient goes through, recomputed from the saved inputs.
+Each has a `spec`: the same function in a few lines of elementary ops. The spec says what the kernel computes; it is
+what `unfused()` runs instead, and what the gradient of a gradient goes through, recomputed from the saved inputs.
 """
 
 from __future__ import annotations

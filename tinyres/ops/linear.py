@@ -43,10 +43,11 @@ def matmul(a: Any, b: Any) -> Any:
 def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     """x W^T + b: x (..., C), weight (K, C), bias (K,) or None -> (..., K). Raises ValueError for other shapes."""
     if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1]:
-        raise ValueError(f"linear: input {tuple(x.shape)} and weight {tuple(weight.shape)}: expected (..., C) and (K, C) "
-                         "with one C; flatten the input or set in_features to its last length")
+        raise ValueError(f"linear: input {tuple(x.shape)} and weight {tuple(weight.shape)}: expected (..., C) and "
+                         "(K, C) with one C; flatten the input or set in_features to its last length")
     if bias is not None and bias.shape != (weight.shape[0],):
-        raise ValueError(f"linear: bias {tuple(bias.shape)} must have shape ({weight.shape[0]},), one per row of weight")
+        raise ValueError(f"linear: bias {tuple(bias.shape)} must have shape ({weight.shape[0]},), one per row of "
+                         f"weight {tuple(weight.shape)}")
     rows = reshape(x, (-1, x.shape[-1])) if x.ndim > 2 else x
     out = matmul(rows, transpose(weight))
     out = reshape(out, (*x.shape[:-1], weight.shape[0])) if x.ndim > 2 else out

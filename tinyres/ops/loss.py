@@ -53,8 +53,8 @@ def cross_entropy(logits: Any, labels: Any, label_smoothing: float = 0.0, reduct
         losses = neg(sum(mul(log_softmax(logits, 1), soft.astype(raw(logits).dtype)), 1))
         return _reduce("cross_entropy", losses, reduction)
     if target.dtype.kind not in "iu":
-        raise TypeError(f"cross_entropy: labels must be integers (or probabilities of shape {tuple(logits.shape)}), got "
-                        f"{target.dtype} {tuple(target.shape)}")
+        raise TypeError(f"cross_entropy: labels must be integers (or probabilities of shape {tuple(logits.shape)}), "
+                        f"got {target.dtype} {tuple(target.shape)}")
     if target.shape != spatial:
         raise ValueError(f"cross_entropy: logits {tuple(logits.shape)} need labels of shape {spatial}, got "
                          f"{tuple(target.shape)}")
@@ -71,8 +71,8 @@ def nll_loss(log_probs: Any, labels: Any, reduction: str = "mean") -> Any:
     """Minus the log-probability of each label: log_probs (N, K), labels (N,) integers."""
     target = raw(labels)
     if log_probs.ndim != 2 or target.shape != log_probs.shape[:1] or target.dtype.kind not in "iu":
-        raise ValueError(f"nll_loss: expected log_probs (N, K) and integer labels (N,), got {tuple(log_probs.shape)} and "
-                         f"{target.dtype} {tuple(target.shape)}")
+        raise ValueError(f"nll_loss: expected log_probs (N, K) and integer labels (N,), got {tuple(log_probs.shape)} "
+                         f"and {target.dtype} {tuple(target.shape)}")
     if target.size and (int(target.min()) < 0 or int(target.max()) >= log_probs.shape[1]):
         raise ValueError(f"nll_loss: labels must lie in 0..{log_probs.shape[1] - 1}, got {int(target.min())} to "
                          f"{int(target.max())}")

@@ -87,11 +87,11 @@ def batch_norm(x: Any, running_mean: Any = None, running_var: Any = None, weight
     named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
     for name, value in named.items():
         if value is not None and value.shape != (C,):
-            raise ValueError(f"batch_norm: {name} has shape {tuple(value.shape)}, but the input {tuple(x.shape)} has {C} "
-                             f"channels: expected ({C},)")
+            raise ValueError(f"batch_norm: {name} has shape {tuple(value.shape)}, but the input {tuple(x.shape)} has "
+                             f"{C} channels: expected ({C},)")
     if add is not None and add.shape != x.shape:
-        raise ValueError(f"batch_norm: cannot add {tuple(add.shape)} to {tuple(x.shape)}: where a block changes the shape "
-                         "its shortcut must change it too (zero padding or a 1x1 convolution, same stride)")
+        raise ValueError(f"batch_norm: cannot add {tuple(add.shape)} to {tuple(x.shape)}: where a block changes the "
+                         "shape, its shortcut must change it too (zero padding or a 1x1 convolution, same stride)")
     if x.ndim == 4:
         x, add = channels_last(x), None if add is None else channels_last(add)
     array, count = raw(x), int(np.prod(x.shape)) // max(C, 1)

@@ -6,13 +6,13 @@ from __future__ import annotations
 from typing import Any
 
 from tinyres import kernels
+from tinyres.kernels.layout import array_module
 from tinyres.ops.conv import Pair, pair
 from tinyres.ops.elementwise import raw
 from tinyres.ops.linear import matmul
 from tinyres.ops.reduce import mean
 from tinyres.ops.shape import channels_last
 from tinyres.state import state
-from tinyres.kernels.layout import array_module
 from tinyres.tensor import Function
 
 
@@ -77,8 +77,8 @@ class AvgPool2dInputGrad(Function):
 def max_pool2d(x: Any, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0, dilation: Pair = 1,
                ceil_mode: bool = False) -> Any:
     """The maximum of each window: (N, C, H, W) -> (N, C, P, Q). Padding counts as -inf, NaN wins, and of equal elements
-    the first gets the gradient. stride defaults to kernel_size. Raises ValueError where no window fits, or where padding
-    exceeds half the kernel (a window could then lie in padding alone)."""
+    the first gets the gradient. stride defaults to kernel_size. Raises ValueError where no window fits, or where
+    padding exceeds half the kernel (a window could then lie in padding alone)."""
     kernel, stride, padding, dilation, output = _windows("max_pool2d", x, kernel_size, stride, padding, dilation,
                                                          ceil_mode)
     return _max(x, lambda a: kernels.max_pool2d(a, kernel, stride, padding, dilation, output))
@@ -155,8 +155,8 @@ def _windows(op: str, x: Any, kernel: Pair, stride: Pair | None, padding: Pair, 
             raise ValueError(f"{op}: padding {padding} may be at most half of kernel_size {kernel}")
         room = size + 2 * p - d * (k - 1) - 1
         if room < 0:
-            raise ValueError(f"{op}: a window of {kernel} (dilation {dilation}) does not fit into {tuple(x.shape)} with "
-                             f"padding {padding}")
+            raise ValueError(f"{op}: a window of {kernel} (dilation {dilation}) does not fit into {tuple(x.shape)} "
+                             f"with padding {padding}; use a smaller window")
         n = (room + s - 1) // s + 1 if ceil_mode else room // s + 1
         output.append(n - 1 if (n - 1) * s >= size + p else n)  # no window starts in the padding on the right
     return kernel, stride, padding, dilation, tuple(output)

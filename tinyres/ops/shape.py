@@ -1,5 +1,5 @@
-"""Moving elements about. Nothing is computed, so each backward moves the gradient back: reshape by reshape, transpose by
-the inverse permutation, a slice into zeros at its place, and an element taken twice collects twice."""
+"""Moving elements about. Nothing is computed, so each backward moves the gradient back: reshape by reshape, transpose
+by the inverse permutation, a slice into zeros at its place; and an element taken twice collects twice."""
 
 from __future__ import annotations
 
