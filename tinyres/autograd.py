@@ -7,7 +7,7 @@ from typing import Any
 
 from tinyres.graph import exhaust
 from tinyres.kernels import layout
-from tinyres.tensor import Tensor, walk
+from tinyres.tensor import Tensor, own, walk
 
 
 def grad(outputs: Tensor | Sequence[Tensor], inputs: Tensor | Sequence[Tensor], grad_outputs: Any = None, *,
@@ -25,18 +25,16 @@ def grad(outputs: Tensor | Sequence[Tensor], inputs: Tensor | Sequence[Tensor], 
         raise ValueError(f"grad: {len(outputs)} outputs but {len(grads)} grad_outputs")
     for i, x in enumerate(inputs):
         if x.edge is None:
-            raise RuntimeError(f"grad: input {i} of shape {x.shape} does not require a gradient; set requires_grad=True "
-                               "before the forward pass")
+            raise RuntimeError(f"grad: input {i} of shape {x.shape} does not require a gradient; set "
+                               "requires_grad=True before the forward pass")
     wanted = {x.edge for x in inputs}
     retain = create_graph if retain_graph is None else retain_graph
     found = exhaust(walk(outputs, grads, wanted, retain, create_graph))
     for i, x in enumerate(inputs):
         if x.edge not in found and not allow_unused:
-            raise RuntimeError(f"grad: no output depends on input {i} of shape {x.shape}; pass allow_unused=True to get "
-                               "None for it")
-    # One array can reach two inputs by the identity route: each caller gets its own.
-    return tuple(None if x.edge not in found else found[x.edge] if create_graph else
-                 Tensor(found[x.edge].copy(order="K")) for x in inputs)
+            raise RuntimeError(f"grad: no output depends on input {i} of shape {x.shape}; pass allow_unused=True to "
+                               "get None for it")
+    return tuple(own(found[x.edge]) if x.edge in found else None for x in inputs)
 
 
 def hvp(output: Tensor, inputs: Sequence[Tensor], vectors: Sequence[Any]) -> tuple[Tensor, ...]:
@@ -46,6 +44,8 @@ def hvp(output: Tensor, inputs: Sequence[Tensor], vectors: Sequence[Any]) -> tup
     vectors: arrays or Tensors of the inputs' shapes. Returns one Tensor per input; zero where the gradient is constant.
     """
     inputs, vectors = _as_list(inputs), _as_list(vectors)
+    if len(inputs) != len(vectors):
+        raise ValueError(f"hvp: {len(inputs)} inputs but {len(vectors)} vectors")
     first = grad(output, inputs, create_graph=True, retain_graph=True, allow_unused=True)
     pairs = [(g, v) for g, v in zip(first, vectors, strict=True) if g is not None and g.requires_grad]
     second: Sequence[Tensor | None] = [None] * len(inputs)

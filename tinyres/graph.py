@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tinyres.state import state
+from tinyres.kernels.layout import array_module
+from tinyres.operands import kind
+from tinyres.state import setting, state
 
 
 def topological_order(roots: Sequence[Any], stop: frozenset = frozenset()) -> list[Any]:
@@ -70,6 +72,15 @@ class Version:
         self.count, self.writer, self.viewed = 0, "", False
 
 
+def share_version(result: Any, sources: Sequence[Any]) -> None:
+    """Note that `result` is a view where it lies in the memory of a tensor that it was made from."""
+    may_share = array_module(result.data).may_share_memory
+    for x in sources:
+        if hasattr(x, "edges") and may_share(result.data, x.data):
+            result.version, result.is_view = x.version, True
+            result.version.viewed |= state.grad_enabled
+
+
 class Saved:
     """An array kept for backward, with where it came from (input i, -1 the output, None a constant) and its version."""
 
@@ -85,6 +96,8 @@ class Saved:
                     self.origin, self.version = i, x.version
                     break
         self.count = self.version.count if self.version is not None else 0
+        if result is inputs[0] and self.version is result.version and self.origin != -1:
+            self.count -= 1  # an in-place op that kept what it overwrote
         self.checksum = None if state.debug is None else state.debug.checksum(array)
 
     def check(self, node: Any) -> None:
@@ -104,8 +117,21 @@ class Handle:
         hooks.append(hook)
 
     def remove(self) -> None:
-        if self.hook in self.hooks:
-            self.hooks.remove(self.hook)
+        self.hooks[:] = [hook for hook in self.hooks if hook is not self.hook]
+
+
+def hooked(node: Any, hook: Callable, grad: Any, create_graph: bool) -> Any:
+    """What `hook` makes of the whole gradient of `node`, a Tensor: an array, or under create_graph a Tensor. Raises
+    RuntimeError unless it has the gradient's shape and dtype."""
+    with setting(grad_enabled=create_graph, walking=True):
+        replaced = hook(grad)
+    replaced = grad if replaced is None else replaced
+    if getattr(replaced, "shape", None) != grad.shape or replaced.dtype != grad.dtype:
+        raise RuntimeError(f"a hook on {getattr(node, 'name', None) or 'a leaf'} returned {kind(replaced)} for a "
+                           f"gradient that is {kind(grad)}")
+    if not hasattr(replaced, "edges"):
+        replaced = type(grad)(replaced)
+    return replaced if create_graph else replaced.data
 
 
 def exhaust(steps: Iterator[Event]) -> Any:

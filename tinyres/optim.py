@@ -52,6 +52,8 @@ class Optimizer:
         self.param_groups: list[dict[str, Any]] = []
         self.state: dict[Tensor, dict[str, Any]] = {}
         self._audited = False
+        # Leaves that other business reached before are none of this optimizer's: its audit leaves them out.
+        self._reached_before = weakref.WeakValueDictionary(reached_leaves)
         if isinstance(parameters, (Tensor, nn.Module, Mapping)):
             raise TypeError(f"{self._name}: expected an iterable of parameters, got {type(parameters).__name__}: pass "
                             "model.parameters(), or a list")
@@ -94,7 +96,7 @@ class Optimizer:
         if not isinstance(p, Tensor):
             raise TypeError(f"{self._name}: parameters must be Tensors, (name, Tensor) pairs or groups, got "
                             f"{type(p).__name__}")
-        if not p.is_leaf:
+        if p.node is not None:
             raise TypeError(f"{self._name}: {_label(p)} was made by {p.node.name}, and only leaves can be trained: "
                             "give it the Parameter that it was computed from")
         if p.dtype.kind != "f":
@@ -143,8 +145,9 @@ class Optimizer:
 
     def _audit(self) -> None:
         without = [_label(p) for p in self.parameters() if p.requires_grad and p.grad is None]
-        strays = [_label(p) for p in list(reached_leaves.values())
-                  if isinstance(p, nn.Parameter) and p.requires_grad and p.grad is not None and id(p) not in _held]
+        strays = sorted(_label(p) for i, p in list(reached_leaves.items())
+                        if isinstance(p, nn.Parameter) and p.requires_grad and p.grad is not None
+                        and i not in _held and i not in self._reached_before)
         lines = []
         if without and not any(p.grad is not None for p in self.parameters()):
             lines.append("no parameter has a gradient: call loss.backward() before step()")
@@ -214,7 +217,7 @@ class Optimizer:
 
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum, as in PyTorch: g = grad + weight_decay p; v = momentum v + g;
-    p -= lr v, or with `nesterov` p -= lr (g + momentum v) (Sutskever et al. 2013). The first v is g itself."""
+    p -= lr v, or with `nesterov` p -= lr (g + momentum v) (Sutskever et al. 2013)."""
 
     def __init__(self, parameters: Iterable[Any], lr: float = 1e-3, momentum: float = 0.0, weight_decay: float = 0.0,
                  nesterov: bool = False):
@@ -233,12 +236,11 @@ class SGD(Optimizer):
         if decay:
             grad = grad + decay * p
         if momentum:
-            if "momentum_buffer" in state:
-                velocity = state["momentum_buffer"]
-                velocity *= momentum
-                velocity += grad
-            else:
-                velocity = state["momentum_buffer"] = grad.copy(order="K")
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = array_module(p).zeros_like(p)
+            velocity = state["momentum_buffer"]
+            velocity *= momentum
+            velocity += grad
             grad = grad + momentum * velocity if group["nesterov"] else velocity
         p -= float(group["lr"]) * grad
 

@@ -13,9 +13,11 @@ def manual_seed(seed: int) -> np.random.Generator:
     """Restart the library's generator at `seed` (a non-negative integer) and return it.
 
     The bit generator is Philox4x64 (Salmon et al. 2011): counter-based, the same stream on every machine.
-    Raises ValueError for a negative seed.
+    Raises TypeError for a seed that is not an integer, ValueError for a negative one.
     """
     global _generator
+    if not hasattr(seed, "__index__"):
+        raise TypeError(f"manual_seed: the seed must be an integer, got {type(seed).__name__} {seed}")
     if int(seed) < 0:
         raise ValueError(f"manual_seed: the seed must not be negative, got {seed}")
     _generator = np.random.Generator(np.random.Philox(int(seed)))

@@ -135,7 +135,7 @@ class OneCycleLR(Schedule):
         self.peak, self.linear = pct_start * total_steps - 1, anneal_strategy == "linear"
         initial = max_lr / div_factor
         self.rates = initial, max_lr, initial / final_div_factor
-        self.momenta = (max_momentum, base_momentum, max_momentum) if cycle_momentum else None
+        self.cycle_momentum, self.momenta = cycle_momentum, (max_momentum, base_momentum, max_momentum)
         if cycle_momentum and not {"momentum", "betas"} & set(optimizer.param_groups[0]):
             raise ValueError("OneCycleLR: this optimizer has neither momentum nor betas: pass cycle_momentum=False")
         super().__init__(optimizer)
@@ -148,7 +148,7 @@ class OneCycleLR(Schedule):
             raise ValueError(f"OneCycleLR: step {self.count} is beyond its {self.total_steps} steps: count the batches "
                              "of all epochs, or step less often")
         super().apply()
-        for group in self.optimizer.param_groups if self.momenta else ():
+        for group in self.optimizer.param_groups if self.cycle_momentum else ():
             momentum = self._cycle(self.count, self.momenta)
             if "betas" in group:
                 group["betas"] = (momentum, group["betas"][1])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
+import functools
 import threading
+from collections.abc import Callable
 from typing import Any
 
 
 class _State(threading.local):
     grad_enabled = True  # no_grad() switches recording off
+    walking = False      # a backward walk runs a rule, a hook, or a sum of contributions
     unfused = False      # unfused() runs the spec of every fused op
     choices: Any = None  # gradcheck's tape of ReLU masks and pooling indices
     debug: Any = None    # the observer that debug() installs
@@ -17,8 +20,8 @@ class _State(threading.local):
 state = _State()
 
 
-class setting(contextlib.ContextDecorator):
-    """Set switches inside a `with` block or a decorated function, and restore them after it."""
+class setting:
+    """Set switches inside a `with` block or a decorated function, and restore them after it, for this thread alone."""
 
     def __init__(self, **values: Any):
         self.values = values
@@ -30,6 +33,15 @@ class setting(contextlib.ContextDecorator):
 
     def __exit__(self, *exc: object) -> None:
         vars(state).update(self.before.pop())
+
+    def __call__(self, function: Callable) -> Callable:
+        @functools.wraps(function)
+        def inside(*args: Any, **kwargs: Any) -> Any:
+            own = copy.copy(self)
+            own.before = []  # two threads may be inside at once
+            with own:
+                return function(*args, **kwargs)
+        return inside
 
 
 class no_grad(setting):

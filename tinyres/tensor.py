@@ -18,10 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from tinyres.graph import Event, Handle, Saved, Version, exhaust, leading_to, topological_order
+from tinyres.graph import Event, Handle, Saved, Version, exhaust, hooked, leading_to, share_version, topological_order
 from tinyres.kernels import layout
-from tinyres.operands import arrays_of, check_inplace
+from tinyres.operands import arrays_of, check_gradients, check_inplace, one_array, seed
 from tinyres.state import setting, state
+
+reached_leaves: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()  # those that got a gradient
 
 
 class Tensor:
@@ -83,8 +85,9 @@ class Tensor:
         return walk([self], [grad], None, retain_graph, create_graph)
 
     def register_hook(self, hook: Callable) -> Handle:
-        """Call `hook(grad)` when this tensor's gradient is complete; what it returns, if anything, replaces the
-        gradient. Returns a handle with remove(). Raises RuntimeError if the tensor does not require a gradient."""
+        """Call `hook(grad)` when this tensor's gradient is complete; what it returns, if anything, replaces it. `grad`
+        must not be changed in place: the identity route hands one array to several tensors. Returns a handle with
+        remove(). Raises RuntimeError if the tensor does not require a gradient."""
         if self.edge is None:
             raise RuntimeError("register_hook: this tensor does not require a gradient; set requires_grad=True")
         self.edge.hooks = self.edge.hooks or []
@@ -92,6 +95,8 @@ class Tensor:
 
     def retain_grad(self) -> None:
         """Ask an interior tensor to keep its gradient of the last pass in `.grad`, as leaves do."""
+        if self.edge is None:
+            raise RuntimeError("retain_grad: this tensor does not require a gradient, so it will get none")
         if self.node is not None:
             self.node.retainer = weakref.ref(self)
 
@@ -101,6 +106,12 @@ class Tensor:
         out.version, out.is_view = self.version, True
         if state.debug is not None:
             state.debug.cut("detach", self, out)
+        return out
+
+    def __deepcopy__(self, memo: dict) -> Tensor:
+        if self.node is not None:
+            raise RuntimeError(f"deepcopy: only leaves are copied, and this was made by {self.node.name}: detach() it")
+        out = memo[id(self)] = Tensor(self.data.copy(order="K"), self.wants_grad)
         return out
 
     def bump(self, writer: str) -> None:
@@ -120,7 +131,6 @@ class Function:
 
     name = "function"
     inplace = False  # forward writes into its first input and returns it
-    view = False     # forward returns a view of its first input
     fresh = False    # backward allocates what it returns, so the walk may add into it
     join: Callable   # add(a, b), which sums contributions; ops/ installs it
     hooks: Sequence[Callable] = ()
@@ -148,23 +158,24 @@ class Function:
         """Run the op. Given arrays it returns an array; given at least one Tensor it returns a Tensor and records."""
         node = cls()
         node.params = params
-        if not any(isinstance(x, Tensor) for x in inputs):
-            return node.forward(*inputs, **params)
         arrays = arrays_of(cls.name, inputs)
+        if not any(isinstance(x, Tensor) for x in inputs):
+            return node.forward(*arrays, **params)
         edges = tuple(x.edge if isinstance(x, Tensor) else None for x in inputs)
         tracked = state.grad_enabled and any(e is not None for e in edges)
         if cls.inplace:
             check_inplace(cls.name, inputs[0], tracked)
-        out = node.forward(*arrays, **params)
+        out = one_array(cls.name, node.forward(*arrays, **params))
         result = inputs[0] if cls.inplace else Tensor(out)
         if cls.inplace:
             result.bump(cls.name)
-        elif cls.view and isinstance(inputs[0], Tensor):
-            result.version, result.is_view = inputs[0].version, True
-            result.version.viewed |= tracked
+        else:
+            share_version(result, inputs)
         if tracked and result.dtype.kind == "f":
             node.edges, node.shape, node.dtype = edges, result.shape, result.dtype
             node._saved = [Saved(a, inputs, arrays, result) for a in node._saved]
+            if result.node is not None:  # changed in place: retain_grad() is about the tensor as it is now
+                node.retainer, result.node.retainer = result.node.retainer, None
             result.node, result.wants_grad = node, False
         if state.debug is not None:
             state.debug.forward(node, inputs, edges, result)
@@ -181,34 +192,24 @@ class Function:
         return [self._linked(s) if self.linking else s.array for s in self._saved]
 
     def _linked(self, kept: Saved) -> Any:
-        edge = self if kept.origin == -1 else None if kept.origin is None else self.edges[kept.origin]
-        if edge is None or isinstance(edge, Tensor):
-            return kept.array if edge is None else edge
+        if kept.version is None:
+            return kept.array
+        edge = self if kept.origin == -1 else self.edges[kept.origin]
+        if isinstance(edge, Tensor):
+            return edge
         out = Tensor(kept.array)
-        out.node = edge
+        out.node, out.version = edge, kept.version
         return out
 
     def contributions(self, grad: Any, leading: set | None, create_graph: bool) -> tuple[Any, ...]:
         """Run the backward rule for those inputs that want a gradient, and check what it gives."""
         self.needs = tuple(e is not None and (leading is None or e in leading) for e in self.edges)
         self.linking = create_graph
-        with setting(grad_enabled=create_graph):
-            grads = self.backward(grad)
-        grads = grads if isinstance(grads, tuple) else (grads,)
-        if len(grads) != len(self.edges):
-            raise RuntimeError(f"{self.name}.backward gave {len(grads)} gradients for {len(self.edges)} inputs{self.line}")
-        grads = tuple(g if needed else None for needed, g in zip(self.needs, grads, strict=True))
-        for i, (edge, g) in enumerate(zip(self.edges, grads, strict=True)):
-            if g is not None and (g.shape != edge.shape or g.dtype != edge.dtype):
-                raise RuntimeError(f"{self.name}.backward gave {g.dtype} {g.shape} for input {i}, which is "
-                                   f"{edge.dtype} {edge.shape}{self.line}")
+        with setting(grad_enabled=create_graph, walking=True):
+            grads = check_gradients(self, self.backward(grad))
         if state.debug is not None:
             state.debug.backward(self, grad, grads)
         return grads
-
-    def free(self) -> None:
-        """Drop what was kept for backward."""
-        self._saved = None if self._saved else ()
 
 
 def walk(outputs: Sequence[Tensor], grads: Sequence[Any], wanted: set | None, retain_graph: bool, create_graph: bool,
@@ -217,7 +218,8 @@ def walk(outputs: Sequence[Tensor], grads: Sequence[Any], wanted: set | None, re
     gradients as a dict and leaves `.grad` alone; it never goes past a node in `stop`."""
     totals: dict[Any, tuple[Any, bool]] = {}  # node -> (its gradient so far, whether the walk allocated it)
     for output, grad in zip(outputs, grads, strict=True):
-        _contribute(totals, output.edge, _seed(output, grad, create_graph), False)
+        start = seed(output, grad)
+        _contribute(totals, output.edge, _as_tensor(start) if create_graph else _array(start), False)
     order = topological_order([output.edge for output in outputs], stop)
     leading = None if wanted is None else leading_to(wanted, order, stop)
     found, leaves = {}, []
@@ -226,26 +228,28 @@ def walk(outputs: Sequence[Tensor], grads: Sequence[Any], wanted: set | None, re
             continue
         grad, owned = totals.pop(node)
         for hook in tuple(node.hooks):
-            replaced = hook(grad if create_graph else Tensor(grad))
-            if replaced is not None:
-                grad, owned = replaced if create_graph else _array(replaced), False
+            grad, owned = hooked(node, hook, _as_tensor(grad), create_graph), False
+        if state.debug is not None:
+            state.debug.arrived(order, node, grad)
         yield Event("ready", node, grad)
         if wanted is not None and node in wanted:
             found[node] = grad
-        if isinstance(node, Tensor) or (node.retainer is not None and wanted is None):
-            leaves.append((node, grad, owned))
-        if isinstance(node, Tensor) or node in stop:
+        tensor = node if isinstance(node, Tensor) else node.retainer and node.retainer()
+        if tensor is not None:
+            leaves.append((tensor, grad, owned))
+        if isinstance(node, Tensor) or node in stop or (leading is not None and leading.isdisjoint(node.edges)):
             continue
         contributions = node.contributions(grad, leading, create_graph)
-        for edge, g in zip(node.edges, contributions, strict=True):
-            if g is not None:
-                _contribute(totals, edge, g, node.fresh and not create_graph and not layout.array_module(g).may_share_memory(g, grad))
         kept = sum(getattr(s.array, "nbytes", 0) for s in node._saved or ())
         if not retain_graph:
-            node.free()
+            node._saved = None if node._saved else ()
         yield Event("done", node, grad, contributions, kept)
-    for node, grad, owned in leaves if wanted is None else ():
-        _commit(node, grad, owned)
+        xp = layout.array_module(_array(grad))
+        for edge, g in zip(node.edges, contributions, strict=True):
+            if g is not None:
+                _contribute(totals, edge, g, node.fresh and not create_graph and not xp.may_share_memory(g, grad))
+    for tensor, grad, owned in leaves if wanted is None else ():
+        _commit(tensor, grad, owned)
     return found
 
 
@@ -262,40 +266,33 @@ def _contribute(totals: dict, edge: Any, grad: Any, fresh: bool) -> None:
         grad += total
         total = grad
     else:
-        total = Function.join(total, grad)
+        total = _join(total, grad)
     totals[edge] = total, not isinstance(total, Tensor)
 
 
-def _seed(output: Tensor, grad: Any, create_graph: bool) -> Any:
-    """The gradient the walk starts with: `grad`, or 1 for a single element."""
-    if output.edge is None:
-        raise RuntimeError("backward: nothing that this tensor was computed from requires a gradient; set "
-                           "requires_grad=True on an input, and look for detach() and no_grad() on the way")
-    if grad is None and output.data.size != 1:
-        raise RuntimeError(f"backward: a tensor of shape {output.shape} needs a gradient to start from; pass grad of "
-                           "that shape, or reduce the tensor with sum() or mean()")
-    array = layout.array_module(output.data).ones_like(output.data) if grad is None else _array(grad)
-    if grad is not None and (getattr(array, "shape", None) != output.shape or array.dtype != output.dtype):
-        raise ValueError(f"backward: the tensor is {output.dtype} {output.shape}, but the gradient to start from is "
-                         f"{getattr(array, 'dtype', type(array).__name__)} {getattr(array, 'shape', '')}")
-    return array if not create_graph else grad if isinstance(grad, Tensor) else Tensor(array)
+def _join(a: Any, b: Any) -> Any:
+    """a + b, recorded if it can be differentiated, whatever no_grad() the pass runs in."""
+    with setting(grad_enabled=True, walking=True):
+        return Function.join(a, b)
 
 
 def _array(x: Any) -> Any:
     return x.data if isinstance(x, Tensor) else x
 
 
-reached_leaves: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
+def _as_tensor(x: Any) -> Tensor:
+    return x if isinstance(x, Tensor) else Tensor(x)
 
 
-def _commit(node: Any, grad: Any, owned: bool) -> None:
+def _commit(tensor: Tensor, grad: Any, owned: bool) -> None:
     """Give a leaf its gradient (added to what earlier passes brought), or an interior tensor that asked for it."""
-    tensor = node if isinstance(node, Tensor) else node.retainer()
-    if tensor is None:
-        return
-    if not isinstance(grad, Tensor):
-        grad = Tensor(grad if owned else grad.copy(order="K"))
-    if tensor is node:
-        reached_leaves[id(tensor)] = tensor
-        grad = grad if tensor.grad is None else Function.join(tensor.grad, grad)
-    tensor.grad = grad
+    earlier = None
+    if tensor.node is None:
+        reached_leaves[id(tensor)], earlier = tensor, tensor.grad
+    tensor.grad = _join(earlier, grad) if earlier is not None else Tensor(grad) if owned else own(grad)
+
+
+def own(grad: Any) -> Tensor:
+    """A gradient as a Tensor with memory of its own: the identity route may have brought one array to several tensors.
+    One that can be differentiated again stays so; adding -0.0 changes no value, not even the sign of a zero."""
+    return _join(grad, -0.0) if isinstance(grad, Tensor) else Tensor(grad.copy(order="K"))

@@ -1,5 +1,5 @@
 """Broadcasting and its transpose. Copying a value to many places forward is adding up their gradients backward, and
-the other way round: `broadcast_to` and `sum_to` are each other's backward, and all other ops get their broadcasting here.
+the other way round: `broadcast_to` and `sum_to` are each other's backward, and all ops get their broadcasting here.
 """
 
 from __future__ import annotations
@@ -8,22 +8,26 @@ from typing import Any
 
 import numpy as np
 
-from tinyres.kernels.layout import array_module, channels_last
+from tinyres.kernels.layout import array_module, channels_last, nchw
 from tinyres.tensor import Function
 
 
 class BroadcastTo(Function):
-    view = True
+    fresh = True
 
     def forward(self, x: Any, *, shape: tuple[int, ...]) -> Any:
         self.input_shape = x.shape
-        return array_module(x).broadcast_to(x, shape)
+        view = array_module(x).broadcast_to(x, shape)
+        # Kernels read images as contiguous memory, so an image is written out here, once, in its final order.
+        return nchw(view.transpose(0, 2, 3, 1).copy()) if len(shape) == 4 else view
 
     def backward(self, grad: Any) -> Any:
         return sum_to(grad, self.input_shape)
 
 
 class SumTo(Function):
+    fresh = True
+
     def forward(self, x: Any, *, shape: tuple[int, ...]) -> Any:
         self.input_shape = x.shape
         lead = x.ndim - len(shape)
@@ -38,7 +42,7 @@ class SumTo(Function):
 
 
 def broadcast_to(x: Any, shape: tuple[int, ...]) -> Any:
-    """x repeated along new and length-1 dimensions until it has `shape`; a read-only view.
+    """x repeated along new and length-1 dimensions until it has `shape`; a read-only view (4-D: a copy).
 
     Raises ValueError where a dimension of x is neither 1 nor that of `shape`. NumPy's broadcasting rules.
     """

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from tinyres import kernels
+from tinyres.operands import arrays_of
 from tinyres.ops.elementwise import add, raw
 from tinyres.ops.shape import channels_last, reshape
 from tinyres.tensor import Function
@@ -109,8 +110,8 @@ def conv_transpose2d(x: Any, weight: Any, bias: Any = None, stride: Pair = 1, pa
     if x.shape[1] != weight.shape[0]:
         raise ValueError(f"{op}: input {tuple(x.shape)} has {x.shape[1]} channels, but weight {tuple(weight.shape)} "
                          f"takes {weight.shape[0]}; set in_channels={x.shape[1]}")
-    if any(e >= max(s, d) for e, s, d in zip(extra, stride, dilation, strict=True)):
-        raise ValueError(f"{op}: output_padding {extra} must be smaller than stride {stride} or dilation {dilation}")
+    if any(e >= s for e, s in zip(extra, stride, strict=True)):
+        raise ValueError(f"{op}: output_padding {extra} must be smaller than stride {stride}")
     size = tuple((n - 1) * s - 2 * p + d * (k - 1) + e + 1 for n, k, s, p, d, e in
                  zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, extra, strict=True))
     if min(size) < 1:
@@ -125,6 +126,7 @@ def _check(op: str, x: Any, weight: Any, bias: Any, out_dim: int, groups: int) -
     if x.ndim != 4 or weight.ndim != 4:
         raise ValueError(f"{op}: expected input (N, C, H, W) and a 4-D weight, got {tuple(x.shape)} and "
                          f"{tuple(weight.shape)}; add a batch dimension with x[None] or a channel with unsqueeze(1)")
+    arrays_of(op, (x, weight, bias))
     for name, value in (("input", raw(x)), ("weight", raw(weight))):
         if value.dtype.kind != "f":
             raise TypeError(f"{op}: {name} must be floats, got {value.dtype}; use astype('float32')")

@@ -10,6 +10,8 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from tinyres.kernels.layout import array_module, elementwise
 from tinyres.ops.broadcast import sum_to
 from tinyres.state import state
@@ -40,12 +42,22 @@ class Binary(Function):
         self.shapes = _shape(a), _shape(b)
         return a, b
 
-    def run(self, fn: Callable, a: Any, b: Any) -> Any:
+    def run(self, fn: Callable, *operands: Any) -> Any:
+        return broadcasting(self.name, fn, *operands)
+
+
+def broadcasting(op: str, fn: Callable, *operands: Any) -> Any:
+    """fn of operands that broadcast. Raises ValueError with their shapes where they do not."""
+    try:
+        return elementwise(fn, *operands)
+    except ValueError as error:
+        shapes = [_shape(x) for x in operands]
         try:
-            return elementwise(fn, a, b)
-        except ValueError as error:
-            raise ValueError(f"{self.name}: shapes {_shape(a)} and {_shape(b)} do not broadcast: counted from the "
-                             "right, each dimension must be equal or 1; reshape one side") from error
+            np.broadcast_shapes(*shapes)
+        except ValueError:
+            raise ValueError(f"{op}: shapes {' and '.join(map(str, shapes))} do not broadcast: counted from the right, "
+                             "each dimension must be equal or 1; reshape one side") from error
+        raise ValueError(f"{op}: {error}") from error
 
 
 class Add(Binary):
@@ -104,9 +116,10 @@ class Pow(Binary):
         a, b, out = self.saved
         da = db = None
         if self.needs[0]:  # x**0 is constant, also at 0, where b * a**(b-1) would be 0 * inf
-            slope = mul(pow(a, sub(b, 1.0)), b)
+            slope = mul(pow(a, b - 1.0), b)
             da = sum_to(mul(grad, where(raw(b) == 0, 0.0, slope)), self.shapes[0])
         if self.needs[1]:  # 0**b is constant for b > 0, where out * log(a) would be 0 * -inf
+            a = a if hasattr(a, "dtype") else array_module(raw(out)).asarray(a, out.dtype)
             base = where((raw(a) == 0) & (raw(b) >= 0), 1.0, a)
             db = sum_to(mul(grad, mul(out, log(base))), self.shapes[1])
         return da, db
@@ -120,7 +133,7 @@ class Maximum(Binary):
     def forward(self, a: Any, b: Any) -> Any:
         a, b = self.operands(a, b)
         xp = array_module(a if _shape(a) else b)
-        share = elementwise(self.pick, a, b) + 0.5 * elementwise(operator.eq, a, b)
+        share = self.run(self.pick, a, b) + 0.5 * elementwise(operator.eq, a, b)
         if state.choices is not None:
             share = state.choices.take(self.name, share)
             out = elementwise(lambda s, u, v: s * u + (1 - s) * v, share.astype(_float_dtype(a, b)), a, b)
@@ -147,9 +160,13 @@ class Where(Function):
     fresh = True
 
     def forward(self, mask: Any, a: Any, b: Any) -> Any:
+        xp = array_module(next((v for v in (mask, a, b) if _shape(v)), mask))
+        mask = xp.asarray(mask)  # it may be the bool that comparing two numbers gives
         self.save(mask)
         self.shapes = (), _shape(a), _shape(b)
-        return elementwise(array_module(mask).where, mask, a, b)
+        out = broadcasting(self.name, xp.where, mask, a, b)
+        from_numbers = out.dtype.kind == "f" and not hasattr(a, "dtype") and not hasattr(b, "dtype")
+        return out.astype("float32") if from_numbers else out
 
     def backward(self, grad: Any) -> Any:
         mask = raw(self.saved[0])
@@ -278,8 +295,7 @@ class AddInplace(Add):
 
     def forward(self, a: Any, b: Any) -> Any:
         self.shapes = a.shape, _shape(b)
-        if getattr(b, "dtype", a.dtype) != a.dtype:
-            b = b.astype(a.dtype)
+        b = _fitting(self.name, a, b)
         return _into(self.name, operator.iadd, a, b)
 
 
@@ -289,10 +305,17 @@ class MulInplace(Mul):
 
     def forward(self, a: Any, b: Any) -> Any:
         self.shapes = a.shape, _shape(b)
-        if getattr(b, "dtype", a.dtype) != a.dtype:
-            b = b.astype(a.dtype)
+        b = _fitting(self.name, a, b)
         self.save(a.copy(order="K"), b)  # the rule for b needs a as it was
         return _into(self.name, operator.imul, a, b)
+
+
+def _fitting(name: str, a: Any, b: Any) -> Any:
+    """b in the dtype of a, in whose memory the result must fit."""
+    if a.dtype.kind != "f" and (isinstance(b, float) or getattr(b, "dtype", a.dtype).kind == "f"):
+        raise TypeError(f"{name}: floats do not fit into a tensor of {a.dtype} in place; convert that first with "
+                        "astype('float32')")
+    return b if getattr(b, "dtype", a.dtype) == a.dtype else b.astype(a.dtype)
 
 
 def _into(name: str, fn: Callable, a: Any, b: Any) -> Any:
@@ -340,9 +363,9 @@ def minimum(a: Any, b: Any) -> Any:
 
 def where(mask: Any, a: Any, b: Any) -> Any:
     """a where mask is true, else b; all three broadcast. The mask is an array or Tensor of booleans."""
-    mask = raw(mask)
-    if getattr(getattr(mask, "dtype", None), "kind", "") != "b":
-        raise TypeError(f"where: the mask must hold booleans, got {getattr(mask, 'dtype', type(mask).__name__)}; "
+    dtype = getattr(mask, "dtype", None)
+    if getattr(dtype, "kind", "") != "b" and not isinstance(mask, bool):
+        raise TypeError(f"where: the mask must hold booleans, got {dtype or type(mask).__name__}; "
                         "compare first, as in where(x > 0, x, y)")
     return Where.apply(mask, a, b)
 

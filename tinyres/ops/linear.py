@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tinyres.operands import arrays_of
 from tinyres.ops.broadcast import sum_to
 from tinyres.ops.elementwise import add
 from tinyres.ops.shape import reshape, squeeze, transpose, unsqueeze
@@ -17,7 +18,11 @@ class Matmul(Function):
 
     def forward(self, a: Any, b: Any) -> Any:
         self.save(a, b)
-        return a @ b
+        try:
+            return a @ b
+        except ValueError as error:
+            raise ValueError(f"matmul: shapes {a.shape} and {b.shape}: all but the last two dimensions must broadcast: "
+                             "counted from the right, be equal or 1; reshape one side") from error
 
     def backward(self, grad: Any) -> Any:
         a, b = self.saved
@@ -48,6 +53,7 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     if bias is not None and bias.shape != (weight.shape[0],):
         raise ValueError(f"linear: bias {tuple(bias.shape)} must have shape ({weight.shape[0]},), one per row of "
                          f"weight {tuple(weight.shape)}")
+    arrays_of("linear", (x, weight, bias))
     rows = reshape(x, (-1, x.shape[-1])) if x.ndim > 2 else x
     out = matmul(rows, transpose(weight))
     out = reshape(out, (*x.shape[:-1], weight.shape[0])) if x.ndim > 2 else out

@@ -6,6 +6,7 @@ from typing import Any
 
 from tinyres import kernels
 from tinyres.kernels.layout import array_module
+from tinyres.operands import arrays_of
 from tinyres.ops.elementwise import mul, neg, raw, sub
 from tinyres.ops.fused import Fused
 from tinyres.ops.reduce import log_softmax, mean, sum
@@ -83,6 +84,7 @@ def mse_loss(x: Any, y: Any, reduction: str = "mean") -> Any:
     """The mean of (x - y)**2. Raises ValueError unless the shapes are equal: broadcasting here is usually a mistake."""
     if tuple(x.shape) != tuple(y.shape):
         raise ValueError(f"mse_loss: shapes {tuple(x.shape)} and {tuple(y.shape)} must be equal; reshape one of them")
+    arrays_of("mse_loss", (x, y))
     difference = sub(x, y)
     return _reduce("mse_loss", mul(difference, difference), reduction)
 

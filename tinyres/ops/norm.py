@@ -8,6 +8,7 @@ import numpy as np
 
 from tinyres import kernels, random
 from tinyres.kernels import layout
+from tinyres.operands import arrays_of
 from tinyres.ops.elementwise import mul, raw, relu, sqrt, where
 from tinyres.ops.fused import Fused
 from tinyres.ops.reduce import mean as mean_over
@@ -83,6 +84,9 @@ def batch_norm(x: Any, running_mean: Any = None, running_var: Any = None, weight
     """
     if x.ndim < 2:
         raise ValueError(f"batch_norm: expected input (N, C) or (N, C, ...), got shape {tuple(x.shape)}")
+    if raw(x).dtype.kind != "f":
+        raise TypeError(f"batch_norm: input must be floats, got {raw(x).dtype}; use astype('float32')")
+    arrays_of("batch_norm", (x, weight, bias, add))
     C = x.shape[1]
     named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
     for name, value in named.items():
@@ -109,7 +113,7 @@ def batch_norm(x: Any, running_mean: Any = None, running_var: Any = None, weight
     xp = layout.array_module(array)
     weight = xp.ones(C, array.dtype) if weight is None else weight
     bias = xp.zeros(C, array.dtype) if bias is None else bias
-    options = {"mean": mean, "var": var, "training": training, "eps": eps}
+    options = {"mean": mean, "var": var, "training": training, "eps": float(eps)}
     if relu and state.choices is not None:
         if state.choices.frozen:
             y = BatchNorm.apply(x, weight, bias, add, relu=False, **options)
@@ -136,9 +140,11 @@ def dropout(x: Any, p: float = 0.5, training: bool = True) -> Any:
     """
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p must be at least 0 and less than 1, got {p}")
+    array = raw(x)
+    if array.dtype.kind != "f":
+        raise TypeError(f"dropout: expected floats, got {array.dtype}; use astype('float32')")
     if not training or p == 0:
         return x
-    array = raw(x)
     keep = random.generator().random(array.shape, dtype=np.float32) >= p
-    mask = layout.array_module(array).asarray(keep).astype(array.dtype) / (1.0 - p)
+    mask = layout.array_module(array).asarray(keep).astype(array.dtype) / (1.0 - float(p))
     return mul(x, layout.channels_last(mask) if mask.ndim == 4 else mask)

@@ -102,6 +102,7 @@ def avg_pool2d(x: Any, kernel_size: Pair, stride: Pair | None = None, padding: P
                count_include_pad: bool = True) -> Any:
     """The mean of each window: (N, C, H, W) -> (N, C, P, Q); padding counts as zeros, or with count_include_pad=False
     not at all. stride defaults to kernel_size. Raises ValueError where no window fits."""
+    _floats("avg_pool2d", x)
     kernel, stride, padding, _, output = _windows("avg_pool2d", x, kernel_size, stride, padding, 1, ceil_mode)
     return AvgPool2d.apply(channels_last(x), output=output, kernel=kernel, stride=stride, padding=padding,
                            count_include_pad=count_include_pad)
@@ -111,6 +112,7 @@ def adaptive_avg_pool2d(x: Any, output_size: Pair) -> Any:
     """The mean over a P x Q grid of windows that cover the image: (N, C, H, W) -> (N, C, P, Q). Window i of an axis
     covers floor(i*H/P) to ceil((i+1)*H/P), as in PyTorch; the mean along an axis is a product with a P x H matrix."""
     output = _grid("adaptive_avg_pool2d", x, output_size)
+    _floats("adaptive_avg_pool2d", x)
     if output == (1, 1):
         return mean(x, (2, 3), keepdim=True)
     if not any(n % m for n, m in zip(x.shape[2:], output, strict=True)):
@@ -138,6 +140,11 @@ def _images(op: str, x: Any) -> None:
         raise ValueError(f"{op}: expected images (N, C, H, W), none of them empty, got shape {tuple(x.shape)}")
 
 
+def _floats(op: str, x: Any) -> None:
+    if raw(x).dtype.kind != "f":
+        raise TypeError(f"{op}: expected floats, got {raw(x).dtype}; use astype('float32')")
+
+
 def _grid(op: str, x: Any, output_size: Pair) -> tuple[int, int]:
     _images(op, x)
     return pair(op, "output_size", output_size, 1)
@@ -154,9 +161,13 @@ def _windows(op: str, x: Any, kernel: Pair, stride: Pair | None, padding: Pair, 
         if 2 * p > k:
             raise ValueError(f"{op}: padding {padding} may be at most half of kernel_size {kernel}")
         room = size + 2 * p - d * (k - 1) - 1
-        if room < 0:
+        n = (room + s - 1) // s + 1 if ceil_mode else room // s + 1
+        if n < 1:
             raise ValueError(f"{op}: a window of {kernel} (dilation {dilation}) does not fit into {tuple(x.shape)} "
                              f"with padding {padding}; use a smaller window")
-        n = (room + s - 1) // s + 1 if ceil_mode else room // s + 1
-        output.append(n - 1 if (n - 1) * s >= size + p else n)  # no window starts in the padding on the right
+        n = n - 1 if (n - 1) * s >= size + p else n  # no window starts in the padding on the right
+        if d > 1 and not all(any(0 <= i * s - p + t * d < size for t in range(k)) for i in range(n)):
+            raise ValueError(f"{op}: with padding {padding} and dilation {dilation} a window of {kernel} sees nothing of "
+                             f"the image {tuple(x.shape)} but padding; pad less")
+        output.append(n)
     return kernel, stride, padding, dilation, tuple(output)

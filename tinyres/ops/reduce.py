@@ -44,7 +44,7 @@ class Amax(Function):
 
 def _reduced(x: Any, dim: Dim, name: str) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """dims to reduce, the shape with them kept as 1, the shape with them dropped"""
-    dims = tuple(range(x.ndim)) if dim is None else _dims(name, (dim,) if isinstance(dim, int) else tuple(dim), x.ndim)
+    dims = tuple(range(x.ndim)) if dim is None else _dims(name, (dim,) if hasattr(dim, "__index__") else tuple(dim), x.ndim)
     kept = tuple(1 if i in dims else n for i, n in enumerate(x.shape))
     return dims, kept, tuple(n for i, n in enumerate(x.shape) if i not in dims)
 
@@ -52,7 +52,7 @@ def _reduced(x: Any, dim: Dim, name: str) -> tuple[tuple[int, ...], tuple[int, .
 def sum(x: Any, dim: Dim = None, keepdim: bool = False) -> Any:
     """The sum over `dim`. float32 is accumulated in float64. Integers and booleans add up to int64."""
     if raw(x).dtype.kind in "iub":
-        return _plain(x, raw(x).sum(axis=tuple(dim) if isinstance(dim, list) else dim, keepdims=keepdim))
+        return _plain(x, raw(x).sum(axis=_reduced(x, dim, "sum")[0], keepdims=keepdim))
     _, kept, dropped = _reduced(x, dim, "sum")
     return reshape(sum_to(x, kept), kept if keepdim else dropped)
 
@@ -86,6 +86,8 @@ def std(x: Any, dim: Dim = None, keepdim: bool = False, correction: int = 1) -> 
 def amax(x: Any, dim: Dim = None, keepdim: bool = False) -> Any:
     """The largest element over `dim`; equal ones share the gradient evenly."""
     dims, _, dropped = _reduced(x, dim, "amax")
+    if 0 in (x.shape[d] for d in dims):
+        raise ValueError(f"amax: shape {tuple(x.shape)} has no elements over dim {dim}")
     out = Amax.apply(x, dims=dims)
     return out if keepdim else reshape(out, dropped)
 
@@ -97,35 +99,43 @@ def amin(x: Any, dim: Dim = None, keepdim: bool = False) -> Any:
 
 def max(x: Any, dim: int | None = None, keepdim: bool = False) -> Any:
     """The largest element of all, or with `dim` a pair (values, indices); the gradient goes to the first largest."""
-    return amax(x) if dim is None else _extreme(x, dim, keepdim, array_module(raw(x)).argmax)
+    return amax(x) if dim is None else _extreme("max", x, dim, keepdim, argmax)
 
 
 def min(x: Any, dim: int | None = None, keepdim: bool = False) -> Any:
     """The smallest element of all, or with `dim` a pair (values, indices); the gradient goes to the first smallest."""
-    return amin(x) if dim is None else _extreme(x, dim, keepdim, array_module(raw(x)).argmin)
+    return amin(x) if dim is None else _extreme("min", x, dim, keepdim, argmin)
 
 
-def _extreme(x: Any, dim: int, keepdim: bool, arg: Any) -> MinMax:
-    (dim,) = _dims("max", (dim,), x.ndim)
-    index = arg(raw(x), axis=dim, keepdims=True)
+def _extreme(op: str, x: Any, dim: int, keepdim: bool, arg: Any) -> MinMax:
+    (dim,) = _dims(op, (dim,), x.ndim)
+    index = arg(raw(x), dim, keepdim=True)
     if state.choices is not None:
-        index = state.choices.take("max", index)
+        index = state.choices.take(op, index)
     values, kept = gather(x, dim, index), index if keepdim else index.squeeze(dim)
     return MinMax(values if keepdim else squeeze(values, dim), _plain(x, kept))
 
 
 def argmax(x: Any, dim: int | None = None, keepdim: bool = False) -> Any:
     """The index of the first largest element over `dim` (of all, in row-major order, for None); no gradient."""
-    return _plain(x, raw(x).argmax(axis=dim, keepdims=keepdim))
+    return _arg("argmax", x, dim, keepdim)
 
 
 def argmin(x: Any, dim: int | None = None, keepdim: bool = False) -> Any:
     """The index of the first smallest element over `dim`; no gradient."""
-    return _plain(x, raw(x).argmin(axis=dim, keepdims=keepdim))
+    return _arg("argmin", x, dim, keepdim)
+
+
+def _arg(op: str, x: Any, dim: int | None, keepdim: bool) -> Any:
+    dims, _, _ = _reduced(x, dim, op)
+    if 0 in (x.shape[d] for d in dims):
+        raise ValueError(f"{op}: shape {tuple(x.shape)} has no elements over dim {dim}")
+    axis = None if dim is None else dims[0]
+    return _plain(x, getattr(raw(x), op)(axis=axis, keepdims=keepdim))
 
 
 def _plain(x: Any, array: Any) -> Any:
-    return Tensor(array) if isinstance(x, Tensor) else array
+    return Tensor(array) if isinstance(x, Tensor) else array_module(array).asarray(array)
 
 
 class LogSoftmax(Function):
@@ -159,6 +169,7 @@ def softmax(x: Any, dim: int) -> Any:
 def logsumexp(x: Any, dim: Dim, keepdim: bool = False) -> Any:
     """log(sum(exp(x))) over `dim`, without overflow."""
     dims, kept, dropped = _reduced(x, dim, "logsumexp")
-    top = raw(x).max(axis=dims, keepdims=True)
+    xp, top = array_module(raw(x)), raw(x).max(axis=dims, keepdims=True)
+    top = xp.where(xp.isfinite(top), top, 0.0)  # inf - inf would be nan where all, or one, is infinite
     out = log(sum(exp(sub(x, top)), dim, keepdim=True))
     return reshape(out + top, kept if keepdim else dropped)

@@ -98,7 +98,7 @@ class Scatter(Function):
         return out
 
     def backward(self, grad: Any) -> Any:
-        return Gather.apply(grad, **self.params)
+        return Gather.apply(grad, dim=self.params["dim"], index=self.params["index"])
 
 
 class Pad(Function):
@@ -120,7 +120,8 @@ class Concat(Function):
         xp = array_module(xs[0])
         if xs[0].ndim != 4:
             return xp.concatenate(xs, axis=dim)
-        return layout.nchw(xp.concatenate([x.transpose(0, 2, 3, 1) for x in xs], axis=(0, 3, 1, 2)[dim]))
+        joined = xp.concatenate([x.transpose(0, 2, 3, 1) for x in xs], axis=(0, 3, 1, 2)[dim])
+        return layout.channels_last(layout.nchw(joined))
 
     def backward(self, grad: Any) -> Any:
         lead = (slice(None),) * self.params["dim"]
@@ -160,8 +161,10 @@ def reshape(x: Any, *shape: Any) -> Any:
         shape = tuple(shape[0])
     known = math.prod(n for n in shape if n != -1)
     count = math.prod(x.shape)
-    if shape.count(-1) > 1 or (known == 0 and -1 in shape) or (count % known if -1 in shape else count != known):
-        raise ValueError(f"reshape: {count} elements of shape {tuple(x.shape)} do not fit into {tuple(shape)}")
+    if (shape.count(-1) > 1 or any(n < -1 for n in shape) or (known == 0 and -1 in shape)
+            or (count % known if -1 in shape else count != known)):
+        raise ValueError(f"reshape: {count} elements of shape {tuple(x.shape)} do not fit into {tuple(shape)}; the "
+                         "lengths must multiply to that count, and one of them may be -1")
     shape = tuple(count // known if n == -1 else int(n) for n in shape)
     return x if shape == x.shape else Reshape.apply(x, shape=shape)
 
@@ -169,6 +172,9 @@ def reshape(x: Any, *shape: Any) -> Any:
 def flatten(x: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
     """The dimensions from start_dim to end_dim (included) made one."""
     start, end = _dims("flatten", (start_dim, end_dim), max(x.ndim, 1))
+    if start > end:
+        raise ValueError(f"flatten: start_dim {start_dim} lies behind end_dim {end_dim} in shape {tuple(x.shape)}; "
+                         "exchange them")
     return reshape(x, (*x.shape[:start], math.prod(x.shape[start:end + 1]), *x.shape[end + 1:]))
 
 
@@ -204,6 +210,8 @@ def transpose(x: Any, dim0: int = -2, dim1: int = -1) -> Any:
 
 def channels_last(x: Any) -> Any:
     """x (N, C, H, W) with channels-last memory: x itself where it is so already, else one counted copy."""
+    if x.ndim != 4:
+        raise ValueError(f"channels_last: expected images (N, C, H, W), got shape {tuple(x.shape)}")
     return x if layout.is_channels_last(raw(x)) else ChannelsLast.apply(x)
 
 
@@ -221,17 +229,26 @@ def put(values: Any, index: Any, shape: tuple[int, ...]) -> Any:
 def gather(x: Any, dim: int, index: Any) -> Any:
     """The elements of x at `index` (integers, as many dimensions as x) along `dim`."""
     (dim,) = _dims("gather", (dim,), x.ndim)
-    return Gather.apply(x, dim=dim, index=raw(index))
+    index = raw(index)
+    if index.dtype.kind not in "iu":
+        raise TypeError(f"gather: index must hold integers, got {index.dtype}; use astype('int64')")
+    if index.ndim != x.ndim:
+        raise ValueError(f"gather: index {index.shape} must have as many dimensions as the input {tuple(x.shape)}; "
+                         "reshape it")
+    return Gather.apply(x, dim=dim, index=index)
 
 
 def pad(x: Any, widths: Sequence[int], value: float = 0.0) -> Any:
     """x with `value` around it. widths counts from the last dimension backwards, (left, right, top, bottom, ...), as in
-    torch.nn.functional.pad; a negative width crops. Raises ValueError for an odd number of widths or too many."""
+    torch.nn.functional.pad; a negative width crops. Raises ValueError for an odd number of widths, too many of them, or
+    where they crop all there is."""
     if len(widths) % 2 or len(widths) > 2 * x.ndim:
         raise ValueError(f"pad: widths {tuple(widths)} must be pairs, at most one per dimension of shape {x.shape}")
     before, after = [0] * x.ndim, [0] * x.ndim
     for i in range(len(widths) // 2):
         before[-1 - i], after[-1 - i] = int(widths[2 * i]), int(widths[2 * i + 1])
+    if any(max(0, -b) + max(0, -a) >= n for b, a, n in zip(before, after, x.shape, strict=True) if b < 0 or a < 0):
+        raise ValueError(f"pad: widths {tuple(widths)} crop away all of shape {tuple(x.shape)}; crop less")
     if any(b < 0 for b in (*before, *after)):
         crop = tuple(slice(max(0, -b), n - max(0, -a)) for b, a, n in zip(before, after, x.shape, strict=True))
         x = getitem(x, crop)
@@ -269,8 +286,9 @@ def split(x: Any, size: int | Sequence[int], dim: int = 0) -> tuple[Any, ...]:
         if size < 1:
             raise ValueError(f"split: size must be at least 1, got {size}")
         size = [min(size, total - start) for start in range(0, total, size)]
-    if sum(size) != total:
-        raise ValueError(f"split: lengths {list(size)} add up to {sum(size)}, but dim {dim} of {x.shape} has {total}")
+    if sum(size) != total or any(n < 0 for n in size):
+        raise ValueError(f"split: lengths {list(size)} must not be negative and must add up to {total}, the length of "
+                         f"dim {dim} of {tuple(x.shape)}")
     ends = np.cumsum(size).tolist()
     lead = (slice(None),) * dim
     return tuple(getitem(x, (*lead, slice(end - n, end))) for n, end in zip(size, ends, strict=True))

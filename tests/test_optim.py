@@ -1,0 +1,467 @@
+"""Optimizers and schedules: PyTorch's numbers, state that resumes, the audit, and errors that name value and fix."""
+
+import json
+import math
+import warnings
+
+import numpy as np
+import pytest
+
+import tinyres as tr
+from tinyres import nn, optim
+from tinyres.kernels import layout
+
+SHAPES = [(5, 3), (4, 3, 2, 2), (7,), ()]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    tr.manual_seed(0)
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch", reason="parity needs PyTorch")
+
+
+def parameters(dtype="float64"):
+    rng = np.random.default_rng(0)
+    return [nn.Parameter(np.asarray(rng.standard_normal(shape), dtype)) for shape in SHAPES]
+
+
+def gradients(step, dtype="float64"):
+    rng = np.random.default_rng(100 + step)
+    return [np.asarray(rng.standard_normal(shape), dtype) for shape in SHAPES]
+
+
+def run(optimizer, params, steps, dtype="float64", wrap=tr.Tensor):
+    for step in steps:
+        for p, g in zip(params, gradients(step, dtype), strict=True):
+            p.grad = wrap(g)
+        optimizer.step()
+
+
+OPTIMIZERS = [
+    ("SGD", {"lr": 0.1}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05, "nesterov": True}),
+    ("Adam", {"lr": 0.01}),
+    ("Adam", {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.1}),
+    ("AdamW", {"lr": 0.01}),
+    ("AdamW", {"lr": 0.01, "weight_decay": 0.3, "betas": (0.5, 0.9)}),
+]
+ids = [f"{name}-{'-'.join(options)}" for name, options in OPTIMIZERS]
+
+
+@pytest.mark.parametrize("dtype, bound", [("float64", 1e-12), ("float32", 1e-5)])
+@pytest.mark.parametrize("name, options", OPTIMIZERS, ids=ids)
+def test_ten_steps_equal_pytorch(torch, name, options, dtype, bound):
+    ours = parameters(dtype)
+    arrays = [p.data for p in ours]
+    theirs = [torch.nn.Parameter(torch.tensor(p.data)) for p in ours]
+    run(getattr(optim, name)(ours, **options), ours, range(10), dtype)
+    run(getattr(torch.optim, name)(theirs, **options), theirs, range(10), dtype, torch.tensor)
+    for p, array, q in zip(ours, arrays, theirs, strict=True):
+        assert p.data is array and p.dtype == dtype, "updates happen in place and keep the dtype"
+        np.testing.assert_allclose(p.data, q.detach().numpy(), rtol=bound, atol=bound)
+
+
+@pytest.mark.parametrize("name, options", OPTIMIZERS, ids=ids)
+def test_the_rule_written_out(name, options):
+    """Two steps of each optimizer on one number, from the papers' formulas, without PyTorch."""
+    p, lr, decay = 2.0, options["lr"], options.get("weight_decay", 0.01 if name == "AdamW" else 0.0)
+    param = nn.Parameter(np.array([p]))
+    optimizer = getattr(optim, name)([param], **options)
+    v = m = s = 0.0
+    for step, g in enumerate([0.5, -2.0], 1):
+        param.grad = tr.tensor(np.array([g]))
+        optimizer.step()
+        if name == "SGD":
+            g += decay * p
+            v = g + options.get("momentum", 0.0) * v
+            p -= lr * (g + options["momentum"] * v if options.get("nesterov") else v)
+            assert param.data[0] == pytest.approx(p, rel=1e-14)
+            continue
+        b1, b2 = options.get("betas", (0.9, 0.999))
+        if name == "AdamW":
+            p -= lr * decay * p
+        else:
+            g += decay * p
+        m, s = b1 * m + (1 - b1) * g, b2 * s + (1 - b2) * g * g
+        p -= lr * (m / (1 - b1**step)) / (math.sqrt(s / (1 - b2**step)) + options.get("eps", 1e-8))
+        assert param.data[0] == pytest.approx(p, rel=1e-12)
+
+
+def test_numpy_scalars_do_not_widen_float32():
+    p = nn.Parameter(np.ones((2, 3, 2, 2), np.float32).transpose(0, 3, 1, 2))
+    optimizer = optim.SGD([p], lr=np.float64(0.1), momentum=np.float64(0.9), weight_decay=np.float64(0.1))
+    optimizer.param_groups[0]["lr"] = np.float64(0.2)
+    p.grad = tr.tensor(np.ones(p.shape, np.float32))
+    before = p.version.count
+    optimizer.step()
+    assert p.dtype == np.float32 == optimizer.state[p]["momentum_buffer"].dtype
+    assert p.version.count == before + 1 and p.version.writer == "SGD.step"
+
+
+def test_buffers_keep_the_memory_layout():
+    conv = nn.Conv2d(3, 4, 3)
+    optimizer = optim.Adam(conv.parameters())
+    conv(np.ones((1, 3, 4, 4), np.float32)).sum().backward()
+    optimizer.step()
+    assert layout.is_channels_last(conv.weight.data)
+    assert layout.is_channels_last(optimizer.state[conv.weight]["exp_avg"])
+
+
+def test_a_step_between_forward_and_backward_is_noticed():
+    layer = nn.Linear(2, 2)
+    optimizer = optim.SGD(layer.parameters(), lr=0.1)
+    x = tr.tensor(np.ones((1, 2), np.float32), requires_grad=True)
+    layer(x).sum().backward()
+    loss = layer(x).sum()
+    optimizer.step()
+    with pytest.raises(RuntimeError, match=r"SGD.step changed it in place"):
+        loss.backward()
+
+
+def test_zero_grad():
+    params = parameters()
+    optimizer = optim.SGD(params, lr=0.1)
+    run(optimizer, params, range(1))
+    optimizer.zero_grad(set_to_none=False)
+    assert all((p.grad.data == 0).all() and p.grad.shape == p.shape for p in params)
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in params)
+
+
+def test_parameters_without_gradient_stay():
+    used, unused = nn.Parameter(np.ones(2)), nn.Parameter(np.ones(2))
+    optimizer = optim.SGD([used, unused], lr=0.1, weight_decay=1.0)
+    used.grad = tr.tensor(np.ones(2))
+    with pytest.warns(optim.AuditWarning):
+        optimizer.step()
+    assert (used.data != 1).all() and (unused.data == 1).all()
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+
+def test_groups_with_their_own_options(torch):
+    ours = parameters()
+    theirs = [torch.nn.Parameter(torch.tensor(p.data)) for p in ours]
+    for lib, params, wrap in ((optim, ours, tr.Tensor), (torch.optim, theirs, torch.tensor)):
+        groups = [{"params": params[:2], "lr": 0.3}, {"params": iter(params[2:]), "momentum": 0.5}]
+        run(lib.SGD(groups, lr=0.1, momentum=0.9), params, range(4), wrap=wrap)
+    for p, q in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(p.data, q.detach().numpy(), rtol=1e-13)
+
+
+def test_named_parameters_give_names():
+    layer = nn.Linear(2, 2)
+    optim.SGD([("first", layer.weight), ("second", layer.bias)], lr=0.1)
+    assert layer.weight.name == "first" and layer.bias.name == "second"
+    optimizer = optim.SGD(nn.Sequential(layer).named_parameters(), lr=0.1)
+    assert [p.name for p in optimizer.parameters()] == ["0.weight", "0.bias"]
+
+
+def test_split_decay_spares_norms_and_biases():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2))
+    weights, rest = optim.split_decay(net, 0.1)
+    assert [p.name for p in weights["params"]] == ["0.weight", "3.weight"] and weights["weight_decay"] == 0.1
+    assert [p.name for p in rest["params"]] == ["0.bias", "1.weight", "1.bias", "3.bias"]
+    optimizer = optim.SGD(optim.split_decay(net, 0.1), lr=1.0)
+    before = net.state_dict()
+    for p in net.parameters():
+        p.grad = tr.Tensor(np.zeros_like(p.data))
+    optimizer.step()
+    after = net.state_dict()
+    np.testing.assert_allclose(after["0.weight"], 0.9 * before["0.weight"], rtol=1e-6)
+    np.testing.assert_array_equal(after["1.weight"], before["1.weight"])
+    assert len(optim.split_decay(nn.BatchNorm2d(2), 0.1)) == 1
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+P = nn.Parameter(np.ones(2, np.float32))
+
+
+@pytest.mark.parametrize("make, error, message", [
+    (lambda: optim.SGD([]), ValueError, "SGD: the list of parameters is empty"),
+    (lambda: optim.SGD(nn.Linear(1, 1)), TypeError, r"got Linear: pass model.parameters\(\)"),
+    (lambda: optim.SGD(P), TypeError, "expected an iterable of parameters, got Parameter"),
+    (lambda: optim.SGD([np.ones(2)]), TypeError, "parameters must be Tensors"),
+    (lambda: optim.SGD([P * 2]), TypeError, "was made by mul, and only leaves can be trained"),
+    (lambda: optim.SGD([tr.Tensor(np.ones(2, int))]), TypeError, "dtype int64, and only floats"),
+    (lambda: optim.SGD([P, P]), ValueError, r"a tensor of shape \(2,\) was given twice"),
+    (lambda: optim.SGD([{"params": [P]}, {"params": P}]), ValueError, "was given twice"),
+    (lambda: optim.SGD([P], lr=-0.1), ValueError, "SGD: lr must not be negative, got -0.1"),
+    (lambda: optim.SGD([P], lr=math.nan), ValueError, "lr must not be negative, got nan"),
+    (lambda: optim.SGD([P], momentum=1.0), ValueError, r"momentum must lie in \[0, 1\), got 1.0"),
+    (lambda: optim.SGD([P], weight_decay=-1), ValueError, "weight_decay must not be negative"),
+    (lambda: optim.SGD([P], nesterov=True), ValueError, "nesterov=True needs a momentum above 0"),
+    (lambda: optim.Adam([P], betas=(0.9, 1.0)), ValueError, "betas must be two numbers in"),
+    (lambda: optim.Adam([P], eps=-1), ValueError, "Adam: eps must not be negative"),
+    (lambda: optim.SGD([{"params": [P], "weight_decy": 1}]), ValueError, "did you mean 'weight_decay'"),
+    (lambda: optim.SGD([{"lr": 1}]), ValueError, "must be a dict with 'params'"),
+])
+def test_errors(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_a_gradient_of_another_dtype_is_refused():
+    layer = nn.Linear(2, 1)
+    optimizer = optim.SGD(layer.named_parameters(), lr=0.1)
+    for p in layer.parameters():
+        p.grad = tr.Tensor(np.zeros(p.shape))
+    with pytest.raises(ValueError, match=r"weight is float32 \(1, 2\), its gradient float64 \(1, 2\)"):
+        optimizer.step()
+
+
+# --- the audit --------------------------------------------------------------------------------------------------------
+
+
+class Forgetful(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.hidden = [nn.Linear(2, 2)]  # a plain list registers nothing
+
+    def forward(self, x):
+        return self.hidden[0](self.used(x))
+
+
+def test_audit_names_what_will_not_be_trained_once():
+    net = Forgetful()
+    list(nn.ModuleList(net.hidden).parameters())
+    optimizer = optim.SGD(net.parameters(), lr=0.1)
+    net(np.ones((1, 2), np.float32)).sum().backward()
+    with pytest.warns(optim.AuditWarning) as caught:
+        optimizer.step()
+    assert len(caught) == 1 and caught[0].filename == __file__
+    text = str(caught[0].message)
+    assert "without gradient, so never trained: unused.weight, unused.bias." in text
+    assert "with a gradient, but in no optimizer: 0.bias, 0.weight." in text
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+
+
+def test_audit_is_silent_when_all_is_well_frozen_or_held_by_another():
+    net = Forgetful()
+    net.unused.requires_grad_(False)
+    hidden = optim.SGD(net.hidden[0].parameters(), lr=0.1)
+    optimizer = optim.Adam(net.parameters(), lr=0.1)
+    net(np.ones((1, 2), np.float32)).sum().backward()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+        hidden.step()
+
+
+def test_audit_ignores_what_was_reached_before_the_optimizer_was_made():
+    other, net = nn.Linear(2, 2), nn.Linear(2, 2)
+    other(np.ones((1, 2), np.float32)).sum().backward()
+    optimizer = optim.SGD(net.parameters(), lr=0.1)
+    net(np.ones((1, 2), np.float32)).sum().backward()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+    assert other.weight.grad is not None
+
+
+def test_audit_of_a_step_without_backward():
+    with pytest.warns(optim.AuditWarning, match=r"no parameter has a gradient: call loss.backward\(\) before step"):
+        optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1).step()
+
+
+# --- state ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, options", OPTIMIZERS, ids=ids)
+def test_resuming_from_the_state_changes_no_bit(name, options):
+    def fresh():
+        params = parameters("float32")
+        return params, getattr(optim, name)(params, **options)
+
+    params, optimizer = fresh()
+    run(optimizer, params, range(8), "float32")
+    halfway, first = fresh()
+    run(first, halfway, range(4), "float32")
+    first.param_groups[0]["lr"] = 0.5
+    saved = first.state_dict()
+    scalars = json.loads(json.dumps(saved["scalars"]))
+    assert all(type(a) is np.ndarray and a.flags.c_contiguous for a in saved["arrays"].values())
+    resumed, second = fresh()
+    for p, q in zip(resumed, halfway, strict=True):
+        p.data[...] = q.data
+    second.load_state_dict({"arrays": saved["arrays"], "scalars": scalars})
+    assert second.param_groups[0]["lr"] == 0.5
+    assert type(second.param_groups[0].get("betas", ())) is tuple
+    second.param_groups[0]["lr"] = options["lr"]
+    run(second, resumed, range(4, 8), "float32")
+    for p, q in zip(params, resumed, strict=True):
+        np.testing.assert_array_equal(p.data, q.data)
+
+
+def test_state_arrays_are_copies():
+    params = parameters()
+    optimizer = optim.SGD(params, lr=0.1, momentum=0.9)
+    run(optimizer, params, range(1))
+    saved = optimizer.state_dict()["arrays"]["1.momentum_buffer"]
+    before = saved.copy()
+    run(optimizer, params, range(1, 2))
+    np.testing.assert_array_equal(saved, before)
+
+
+def test_a_state_that_does_not_fit_changes_nothing():
+    params = parameters()
+    optimizer = optim.SGD(params, lr=0.1, momentum=0.9)
+    run(optimizer, params, range(1))
+    saved = optimizer.state_dict()
+    with pytest.raises(ValueError, match="Adam.load_state_dict: nothing was loaded: the state is of SGD"):
+        optim.Adam(params).load_state_dict(saved)
+    with pytest.raises(ValueError, match=r"its groups have \[4\] parameters, this optimizer's have \[3\]"):
+        optim.SGD(params[1:], lr=0.1).load_state_dict(saved)
+    other = optim.SGD(params[::-1], lr=0.3)
+    with pytest.raises(ValueError, match=r"0.momentum_buffer .* has shape \(5, 3\), expected \(\)"):
+        other.load_state_dict(saved)
+    assert other.param_groups[0]["lr"] == 0.3 and not other.state
+    layer = nn.Linear(2, 2)
+    saved = optim.SGD(layer.named_parameters(), lr=0.1).state_dict()
+    with pytest.raises(ValueError, match="the state has weight where this optimizer has a"):
+        optim.SGD([("a", nn.Parameter(np.ones((2, 2)))), ("b", nn.Parameter(np.ones(2)))]).load_state_dict(saved)
+
+
+# --- schedules --------------------------------------------------------------------------------------------------------
+
+
+def rates(lib, make, steps, optimizer="SGD", **options):
+    params = [nn.Parameter(np.ones(2))]
+    if lib is not optim:
+        import torch
+        params = [torch.nn.Parameter(torch.ones(2))]
+    opt = getattr(lib, optimizer)([{"params": params, "lr": 0.3}], **options)
+    schedule = make(opt)
+    seen = []
+    for _ in range(steps):
+        group = opt.param_groups[0]
+        seen.append((group["lr"], group.get("momentum", 0) or group.get("betas", (0,))[0]))
+        if lib is not optim:
+            opt.step()
+        schedule.step()
+    return np.array(seen)
+
+
+SCHEDULES = [
+    ("StepLR", {"step_size": 3, "gamma": 0.5}),
+    ("MultiStepLR", {"milestones": [2, 5, 5, 9]}),
+    ("CosineAnnealingLR", {"T_max": 7, "eta_min": 0.01}),
+    ("CosineAnnealingLR", {"T_max": 20}),
+    ("OneCycleLR", {"max_lr": 0.7, "total_steps": 20}),
+    ("OneCycleLR", {"max_lr": 0.7, "total_steps": 19, "anneal_strategy": "linear", "pct_start": 0.4, "div_factor": 10}),
+    ("OneCycleLR", {"max_lr": 0.7, "total_steps": 19, "cycle_momentum": False, "final_div_factor": 50}),
+]
+
+
+@pytest.mark.parametrize("optimizer, options", [("SGD", {"momentum": 0.9}), ("Adam", {})])
+@pytest.mark.parametrize("name, arguments", SCHEDULES)
+def test_schedules_equal_pytorch(torch, name, arguments, optimizer, options):
+    steps = arguments.get("total_steps", 19) - 1
+    ours = rates(optim, lambda o: getattr(optim, name)(o, **arguments), steps, optimizer, **options)
+    theirs = rates(torch.optim, lambda o: getattr(torch.optim.lr_scheduler, name)(o, **arguments), steps, optimizer,
+                   **options)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-15)
+    assert len(set(ours[:, 0])) > 2
+
+
+def test_warmup_equals_pytorchs_sequence(torch):
+    def pytorch(o):
+        s = torch.optim.lr_scheduler
+        return s.SequentialLR(o, [s.LinearLR(o, 0.1, 1.0, 4), s.MultiStepLR(o, [3, 6])], [4])
+
+    ours = rates(optim, lambda o: optim.LinearWarmup(optim.MultiStepLR(o, [3, 6]), 4, 0.1), 14)
+    np.testing.assert_allclose(ours, rates(torch.optim, pytorch, 14), rtol=1e-12)
+
+
+def test_rates_written_out():
+    milestones = rates(optim, lambda o: optim.MultiStepLR(o, [1, 3]), 5)[:, 0]
+    np.testing.assert_allclose(milestones, [0.3, 0.03, 0.03, 0.003, 0.003], rtol=1e-14)
+    cosine = rates(optim, lambda o: optim.CosineAnnealingLR(o, 4), 5)[:, 0]
+    np.testing.assert_allclose(cosine, 0.15 * (1 + np.cos(np.pi * np.arange(5) / 4)), atol=1e-16)
+    ramp = rates(optim, lambda o: optim.LinearWarmup(o, 4, 0.2), 6)[:, 0]
+    np.testing.assert_allclose(ramp, 0.3 * np.array([0.2, 0.4, 0.6, 0.8, 1, 1]), rtol=1e-14)
+    constant = rates(optim, lambda o: optim.LinearWarmup(optim.StepLR(o, 2), 3, 0.1, 0.1), 6)[:, 0]
+    np.testing.assert_allclose(constant, [0.03, 0.03, 0.03, 0.3, 0.3, 0.03], rtol=1e-14)
+
+
+def test_a_schedule_resumes():
+    make = [lambda o: optim.StepLR(o, 2), lambda o: optim.LinearWarmup(optim.CosineAnnealingLR(o, 5), 3),
+            lambda o: optim.OneCycleLR(o, 0.5, 12)]
+    for build in make:
+        opt = optim.SGD([nn.Parameter(np.ones(1))], lr=0.2, momentum=0.9)
+        schedule = build(opt)
+        for _ in range(4):
+            schedule.step()
+        saved, rate = json.loads(json.dumps(schedule.state_dict())), opt.state_dict()
+        again = optim.SGD([nn.Parameter(np.ones(1))], lr=0.9, momentum=0.9)
+        again.load_state_dict(rate)
+        resumed = build(again)
+        resumed.load_state_dict(saved)
+        for _ in range(5):
+            assert again.param_groups[0]["lr"] == opt.param_groups[0]["lr"] == resumed.get_last_lr()[0]
+            schedule.step()
+            resumed.step()
+
+
+def test_schedule_errors():
+    opt = optim.SGD([nn.Parameter(np.ones(1))], lr=0.2)
+    with pytest.raises(ValueError, match="step_size must be a positive int, got 0"):
+        optim.StepLR(opt, 0)
+    with pytest.raises(ValueError, match="OneCycleLR has its own warm-up"):
+        optim.LinearWarmup(optim.OneCycleLR(opt, 0.1, 5), 2)
+    with pytest.raises(ValueError, match="anneal_strategy must be 'cos' or 'linear'"):
+        optim.OneCycleLR(opt, 0.1, 5, anneal_strategy="sin")
+    cycle = optim.OneCycleLR(opt, 0.1, 2)
+    cycle.step()
+    with pytest.raises(ValueError, match="step 2 is beyond its 2 steps"):
+        cycle.step()
+    with pytest.raises(ValueError, match="the state is of StepLR with 1 groups"):
+        optim.MultiStepLR(opt, [1]).load_state_dict(optim.StepLR(opt, 1).state_dict())
+
+
+# --- clipping ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm_type", [2.0, 1.0, 3.0, math.inf])
+@pytest.mark.parametrize("max_norm", [0.5, 1e6])
+def test_clipping_equals_pytorch(torch, norm_type, max_norm):
+    ours, theirs = parameters(), []
+    for p, g in zip(ours, gradients(0), strict=True):
+        p.grad = tr.Tensor(g)
+        q = torch.nn.Parameter(torch.tensor(p.data))
+        q.grad = torch.tensor(g)
+        theirs.append(q)
+    total = optim.clip_grad_norm_(ours + [nn.Parameter(np.ones(2))], max_norm, norm_type)
+    assert total == pytest.approx(torch.nn.utils.clip_grad_norm_(theirs, max_norm, norm_type).item(), rel=1e-12)
+    for p, q in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(p.grad.numpy(), q.grad.numpy(), rtol=1e-12)
+
+
+def test_clipping_leaves_a_shared_gradient_array_alone():
+    shared = np.full(3, 2.0, np.float32)
+    a, b = nn.Parameter(np.ones(3, np.float32)), nn.Parameter(np.ones(3, np.float32))
+    a.grad = b.grad = tr.Tensor(shared)
+    total = optim.clip_grad_norm_([a, b], 1.0)
+    assert total == pytest.approx(math.sqrt(24)) and (shared == 2).all()
+    assert a.grad.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(np.concatenate([a.grad.numpy(), b.grad.numpy()])), 1, rtol=1e-5)
+
+
+def test_clipping_errors():
+    p = nn.Parameter(np.ones(2))
+    p.grad = tr.Tensor(np.array([np.nan, 1]))
+    with pytest.raises(RuntimeError, match="the gradients' norm is nan"):
+        optim.clip_grad_norm_(p, 1.0, error_if_nonfinite=True)
+    with pytest.raises(ValueError, match="max_norm and norm_type must be positive, got 0"):
+        optim.clip_grad_norm_([p], 0)

@@ -1,0 +1,1 @@
+"""The command line: main.py has the app, each command a file."""

@@ -1,0 +1,77 @@
+"""The app behind the command `tinyres`, and how its errors look: one line on stderr, no traceback.
+
+Exit status 0: done; 1: the run failed (or a check did not pass); 2: an option is wrong; 130: interrupted. With the
+environment variable TINYRES_TRACEBACK=1 a failed run shows its traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import tinyres
+from tinyres.cli.eval import evaluate_weights
+from tinyres.cli.gradcheck import check_gradients
+from tinyres.cli.summary import summarise
+from tinyres.cli.train import train_network
+
+# What the library raises when an input, a file or a run is at fault.
+USERS_ERRORS = (ValueError, TypeError, OSError, ArithmeticError, RuntimeError)
+USAGE_ERRORS = tuple(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+
+
+class Commands(TyperGroup):
+    """The group of commands, with errors in one line."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **extra)
+        try:
+            status = super().main(*args, standalone_mode=False, **extra)
+        except USAGE_ERRORS as error:
+            where = getattr(getattr(error, "ctx", None), "command_path", "tinyres")
+            _complain(f"{where}: {error.format_message()} See {where} --help")  # type: ignore[attr-defined]
+            sys.exit(2)
+        except (typer.Abort, KeyboardInterrupt):
+            _complain("tinyres: interrupted")
+            sys.exit(130)
+        except BrokenPipeError:  # the reader of our output has gone, as in `tinyres summary ... | head`
+            sys.stdout = open(os.devnull, "w")
+            sys.exit(1)
+        except USERS_ERRORS as error:
+            if os.environ.get("TINYRES_TRACEBACK"):
+                raise
+            _complain(f"tinyres: {error}")
+            sys.exit(1)
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def _complain(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.callback(invoke_without_command=True)
+def start(context: typer.Context,
+          version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+    """Residual networks from scratch: train them, read published weights, check gradients, count costs.
+
+    "tinyres train" alone trains a small ResNet on the embedded digits. Every command takes --json and then prints one
+    JSON object as its last line.
+    """
+    if version:
+        print(f"tinyres {tinyres.__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+app.command("train")(train_network)
+app.command("eval")(evaluate_weights)
+app.command("gradcheck")(check_gradients)
+app.command("summary")(summarise)

@@ -1,0 +1,120 @@
+"""What the commands set up alike: kernels, data, network; and how they report.
+
+A wrong value becomes an error that names its option; everything heavy is imported inside the functions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no text on stderr.")]
+Kernels = Annotated[str, typer.Option(help="Who computes: fast (Numba and BLAS), im2col, reference or loops.")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder or archive of CIFAR; otherwise $TINYRES_DATA says where.")]
+ShortcutOption = Annotated[str | None, typer.Option(help="Shortcuts that change shape: A pads with zeros, B projects "
+                                                         "(C everywhere). Default: the network's own.")]
+
+
+@contextlib.contextmanager
+def option(name: str) -> Iterator[None]:
+    """Inside, a ValueError is the fault of this option's value."""
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=name) from error
+
+
+def use_kernels(name: str) -> None:
+    """Choose the kernel set for the process."""
+    from tinyres import kernels
+
+    with option("--kernels"):
+        kernels.use_kernels(name)
+
+
+def check_data_name(name: str) -> None:
+    """Raise the error for a data set that does not exist, before anything is read."""
+    from tinyres import data
+
+    if name not in data.NAMES:
+        with option("--data"):
+            data.load(name)
+
+
+def network_options(name: str, classes: int, channels: int, size: int, shortcut: str | None = None) -> dict[str, Any]:
+    """The arguments with which models.build makes the network for images of (channels, size, size)."""
+    from tinyres import models
+
+    with option("--model"):
+        if name not in models.names():
+            models.build(name)
+    options: dict[str, Any] = {"num_classes": classes, "in_channels": channels}
+    if shortcut is not None:
+        options["option"] = shortcut
+    if "cifar_stem" in inspect.signature(getattr(models, name)).parameters:
+        options["cifar_stem"] = size <= 64
+    return options
+
+
+def build(name: str, options: dict[str, Any]) -> Any:
+    """The network, its weights drawn from the library's generator."""
+    from tinyres import models
+
+    with option("--option" if "option" in options else "--model"):
+        return models.build(name, **options)
+
+
+def versions() -> dict[str, str]:
+    """What a run was made with."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import numpy as np
+
+    import tinyres
+
+    found = {"tinyres": tinyres.__version__, "python": platform.python_version(), "numpy": np.__version__}
+    with contextlib.suppress(PackageNotFoundError):
+        found["numba"] = version("numba")
+    return found
+
+
+def threads() -> int:
+    """How many threads the fast kernels use."""
+    from tinyres.kernels.cpu.threads import count
+
+    return int(count())
+
+
+def say(text: str, quiet: bool = False) -> None:
+    """A line for people, on stderr."""
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+def report(result: dict[str, Any], text: str, as_json: bool) -> None:
+    """The result: as text, or with --json as one line of JSON."""
+    print(json.dumps(result, allow_nan=False) if as_json else text, flush=True)
+
+
+def pretty(content: dict[str, Any]) -> bytes:
+    """JSON for a file that people also read."""
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A JSON object from a file. Raises ValueError if it is damaged."""
+    try:
+        found = json.loads(Path(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    return dict(found)
