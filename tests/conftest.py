@@ -6,9 +6,13 @@ import os
 import hypothesis
 import pytest
 
-# No deadline: the first call of a kernel compiles it. In CI the same examples each time, so that a red run can be repeated.
+# No deadline: the first call of a kernel compiles it. In CI the same examples each time, so that a failure repeats.
 hypothesis.settings.register_profile("here", deadline=None, max_examples=25)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=25, derandomize=True)
+# For --hypothesis-profile=...: a long search; and one that stops at the first failure, to show only that there is one.
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=500)
+hypothesis.settings.register_profile("mutation", deadline=None, max_examples=25, derandomize=True, database=None,
+                                     phases=[hypothesis.Phase.generate])
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 

@@ -4,7 +4,6 @@ import numpy as np
 
 import tinyres as tr
 
-
 STEP = 1e-5  # central differences then err by about 1e-10: the square of the step, and rounding divided by it
 
 
@@ -67,7 +66,7 @@ def second_order(row, arrays, upstream, wanted, direction):
 
 
 def second_order_differences(row, arrays, upstream, wanted, direction):
-    """What `second_order` should give: the gradients, and the outputs, a step ahead and a step behind along `direction`."""
+    """What `second_order` should give: gradients, and outputs, a step ahead and a step behind along `direction`."""
     ends = []
     for step in (STEP, -STEP):
         moved = copies(arrays)
@@ -78,17 +77,25 @@ def second_order_differences(row, arrays, upstream, wanted, direction):
 
 
 def distance(found, wanted):
-    """Largest difference relative to the largest element; below a thousandth, absolute, as for a gradient that is zero."""
+    """Largest difference relative to the largest element, which counts as at least 0.001: some gradients are zero."""
     assert found.shape == wanted.shape, f"{found.shape} is not {wanted.shape}"
     scale = max(np.abs(wanted).max(initial=0), 1e-3)
     return float(np.abs(found - wanted).max(initial=0) / scale)
 
 
-def norm_distance(found, wanted):
-    """Norm of the difference relative to the norm of what is wanted."""
+def norm_distance(found, wanted, at_least=1e-300):
+    """Norm of the difference relative to the norm of what is wanted, which counts as `at_least` where terms cancel."""
     found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
     assert found.shape == wanted.shape, f"{found.shape} is not {wanted.shape}"
-    return float(np.linalg.norm(found - wanted) / max(np.linalg.norm(wanted), 1e-300)) if found.size else 0.0
+    return float(np.linalg.norm(found - wanted) / max(np.linalg.norm(wanted), at_least)) if found.size else 0.0
+
+
+def summed_back(g, shape):
+    """g summed over what broadcasting from `shape` repeated, one element at a time."""
+    out = np.zeros(shape)
+    index = np.broadcast_to(np.arange(out.size).reshape(shape), g.shape)
+    np.add.at(out.reshape(-1), index.ravel(), g.ravel())
+    return out
 
 
 class Tape:
@@ -106,5 +113,3 @@ class Tape:
 
     def rewound(self):
         return Tape(self.kept)
-
-

@@ -1,5 +1,5 @@
-"""What the larger ops must compute, in NumPy, written from their definitions: one output position at a time, with nothing
-shared with the kernels under test."""
+"""What the larger ops must compute, in NumPy, written from their definitions: one output position at a time, with
+nothing shared with the kernels under test."""
 
 import numpy as np
 
@@ -9,9 +9,25 @@ def pairs(*values):
     return [v if isinstance(v, tuple) else (v, v) for v in values]
 
 
+def matmul(a, b):
+    """One product of a row and a column at a time."""
+    left, right = a if a.ndim > 1 else a[None], b if b.ndim > 1 else b[:, None]
+    lead = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    left, right = np.broadcast_to(left, (*lead, *left.shape[-2:])), np.broadcast_to(right, (*lead, *right.shape[-2:]))
+    out = np.zeros((*lead, left.shape[-2], right.shape[-1]))
+    for *at, i, j in np.ndindex(out.shape):
+        out[(*at, i, j)] = (left[(*at, i)] * right[(*at, slice(None), j)]).sum()
+    out = out if a.ndim > 1 else out[..., 0, :]
+    return out if b.ndim > 1 else out[..., 0]
+
+
+def linear(x, w, b=0.0):
+    return (x[..., None, :] * w).sum(-1) + b
+
+
 def conv2d(x, w, b=None, stride=1, padding=0, dilation=1, groups=1):
     (sh, sw), (ph, pw), (dh, dw) = pairs(stride, padding, dilation)
-    (N, C, H, W), (K, c, R, S) = x.shape, w.shape
+    (N, _, H, W), (K, c, R, S) = x.shape, w.shape
     image = np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)))
     P, Q = (H + 2 * ph - dh * (R - 1) - 1) // sh + 1, (W + 2 * pw - dw * (S - 1) - 1) // sw + 1
     y = np.zeros((N, K, P, Q))
@@ -63,7 +79,8 @@ def _windows(x, kernel, stride, padding, dilation, ceil_mode):
 
 
 def max_pool2d(x, kernel, stride=None, padding=0, dilation=1, ceil_mode=False):
-    return _pooled(x, *_windows(x, kernel, stride, padding, dilation, ceil_mode), lambda seen, h, w: seen.max((2, 3)))
+    rows, columns = _windows(x, kernel, stride, padding, dilation, ceil_mode)
+    return _pooled(x, rows, columns, lambda seen, h, w: seen.max((2, 3)))
 
 
 def avg_pool2d(x, kernel, stride=None, padding=0, ceil_mode=False, count_include_pad=True):
@@ -107,4 +124,8 @@ def cross_entropy(logits, labels, label_smoothing=0.0, reduction="mean"):
     target = labels if labels.dtype.kind == "f" else np.moveaxis(np.eye(logits.shape[1])[labels], -1, 1)
     target = (1 - label_smoothing) * target + label_smoothing / logits.shape[1]
     losses = -(target * log_softmax(logits, 1)).sum(1)
+    return reduced(losses, reduction)
+
+
+def reduced(losses, reduction):
     return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()

@@ -215,6 +215,28 @@ def test_a_rule_that_hands_its_own_gradient_on_twice_is_not_written_into():
     assert g.tobytes() == before
 
 
+def test_one_array_for_both_inputs_and_an_array_that_is_kept_are_not_written_into():
+    class Scaled(tr.Function):
+        """(a + b) * 2 for an upstream gradient of ones: one kept array serves as both gradients."""
+
+        def forward(self, a, b):
+            self.save(np.full(a.shape, 2.0))
+            return (a + b) * 2.0
+
+        def backward(self, grad):
+            (two,) = self.saved
+            return two, two
+
+    for first in (True, False):  # it may bring the first contribution or the last
+        x, y = leaf(0), leaf(1)
+        scaled, others = Scaled.apply(x, y), tr.tanh(x) + y * 3.0
+        loss = (scaled + others if first else others + scaled).sum()
+        for k in (1, 2):
+            loss.backward(retain_graph=True)
+            check(x, k * (2 + slope(x.numpy())))
+            check(y, k * np.full(SHAPE, 5.0))
+
+
 def test_images_collect_their_contributions_in_channels_last_memory():
     x = tr.tensor(numbers(0, (2, 3, 4, 5)), requires_grad=True)
     (x + tr.relu(x) + x * 2.0).sum().backward()

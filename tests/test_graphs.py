@@ -14,6 +14,7 @@ import pytest
 
 import tinyres as tr
 from tinyres.graph import topological_order
+from tinyres.tensor import reached_leaves, walk
 
 UNARY = ("tanh", "exp", "sigmoid", "neg", "reshape", "transpose", "halves", "square")
 BINARY = ("add", "sub", "mul", "matmul", "row")
@@ -200,6 +201,14 @@ def test_topological_order_puts_each_root_once_and_stops_where_told():
     assert set(topological_order([b.node], frozenset([a.node]))) == {b.node, *b.node.edges}
 
 
+def test_a_walk_does_not_go_past_a_node_where_it_is_told_to_stop():
+    x, y = leaves_of(start(0, 2))
+    h = tr.exp(x)
+    events = list(walk([(h * y).sum()], [None], None, True, False, frozenset([h.node])))
+    assert [e.kind for e in events if e.node is h.node] == ["ready"]
+    assert x.grad is None and y.grad is not None
+
+
 # ---- depth and time
 
 
@@ -273,6 +282,16 @@ def test_deepcopy_of_an_interior_tensor_says_what_to_do():
 
 
 # ---- memory
+
+
+def test_the_engine_remembers_which_leaves_got_a_gradient_but_keeps_none_alive():
+    x, y = leaves_of(start(0, 2))
+    (x * y.detach()).sum().backward()
+    tr.grad((x * y).sum(), y)
+    assert reached_leaves.get(id(x)) is x and id(y) not in reached_leaves
+    key, alive = id(x), weakref.ref(x)
+    del x
+    assert alive() is None and key not in reached_leaves
 
 
 def interior(loss):

@@ -175,6 +175,38 @@ def test_resnet_forward_written_in_pytorch(torch):
             np.testing.assert_allclose(p.grad.numpy(), state[n].grad.numpy(), rtol=1e-7, atol=1e-10, err_msg=n)
 
 
+def test_preact_forward_written_in_pytorch(torch):
+    """First activation shared in each stage's first block, x itself elsewhere, BN-ReLU before the pool."""
+    import torch.nn.functional as F
+
+    ours = models.build("preact_resnet20", option="B").double()
+    state = {k: torch.tensor(v, requires_grad=v.dtype.kind == "f") for k, v in ours.state_dict().items()}
+
+    def conv(h, name, stride=1, padding=1):
+        return F.conv2d(h, state[f"{name}.weight"], None, stride, padding)
+
+    def activate(h, name):
+        return F.relu(F.batch_norm(h, None, None, state[f"{name}.weight"], state[f"{name}.bias"], True))
+
+    x, labels = images(4, 3, 8, 8, dtype="float64"), np.array([0, 1, 2, 3])
+    h = conv(torch.tensor(x), "conv1")
+    for stage in (1, 2, 3):
+        for i in range(3):
+            name, stride = f"layer{stage}.{i}", 2 if stage > 1 and i == 0 else 1
+            first = activate(h, f"{name}.bn1")
+            shortcut = first if i == 0 else h
+            if stride == 2:
+                shortcut = conv(first, f"{name}.downsample.0", 2, 0)
+            h = conv(activate(conv(first, f"{name}.conv1", stride), f"{name}.bn2"), f"{name}.conv2") + shortcut
+    z = F.linear(activate(h, "bn").mean((2, 3)), state["fc.weight"], state["fc.bias"])
+    y = ours(x)
+    tr.cross_entropy(y, labels).backward()
+    F.cross_entropy(z, torch.tensor(labels)).backward()
+    np.testing.assert_allclose(y.numpy(), z.detach().numpy(), atol=1e-10)
+    for n, p in ours.named_parameters():
+        np.testing.assert_allclose(p.grad.numpy(), state[n].grad.numpy(), rtol=1e-7, atol=1e-9, err_msg=n)
+
+
 # --- shortcuts and blocks ---------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""Modules: registration, names, state, hooks, copies; layers and initialisers, against PyTorch where it is installed."""
+"""Modules: registration, names, state, hooks, copies. Layers and initialisers, against PyTorch if it is installed."""
 
 import copy
 import math
@@ -474,6 +474,27 @@ def test_backward_hook_of_a_module_with_two_outputs():
     assert text == "text" and grad_output[2] is None
     assert [g.numpy()[0] for g in grad_output[:2]] == [5, 1] and grad_input[0].numpy()[0] == 13
     np.testing.assert_array_equal(x.grad.numpy(), np.full(4, 13, np.float32))
+
+
+def test_backward_hook_forgets_what_an_earlier_pass_left():
+    class Cross(nn.Module):
+        def forward(self, a, b):
+            return a * 2 + b, a * b
+
+    a, b = (tr.tensor(np.float32([v]), requires_grad=True) for v in (3, 5))
+    module, calls = Cross(), []
+    module.register_full_backward_hook(lambda m, gi, go: calls.append([g and g.item() for g in (*gi, *go)]))
+    first, second = module(a, b)
+    second.sum().backward(retain_graph=True)
+    first.sum().backward(retain_graph=True)
+    assert calls == [[5, 3, None, 1], [2, 1, 1, None]]
+    for only in (a, b):  # a pass that leaves the other input without gradient cannot run the hook
+        tr.grad((first * 7).sum(), only, retain_graph=True)
+    assert len(calls) == 2
+    for only in (a, b):
+        tr.grad((first * 7).sum(), only, retain_graph=True)
+        first.sum().backward(retain_graph=True)
+    assert calls[2:] == [[2, 1, 1, None]] * 2
 
 
 def test_backward_hook_in_no_grad_is_silent():

@@ -20,7 +20,7 @@ SETS = st.sampled_from(["fast", "im2col", "reference"])
 
 @st.composite
 def convolutions(draw, transposed=False):
-    """Input, weight, bias, upstream gradient and geometry, any of them rectangular. Heights and widths are drawn apart."""
+    """Input, weight, bias, upstream gradient and geometry; heights and widths are drawn apart."""
     small = st.integers(1, 3)
     groups, c, k, batch = draw(small), draw(small), draw(small), draw(st.integers(1, 2))
     sides = [draw(st.tuples(st.integers(1, 4), small, st.integers(0, 3), small, st.integers(0, 5), st.integers(0, 2)))
@@ -201,7 +201,8 @@ def test_third_derivative():
     options = {"stride": (1, 2), "padding": (1, 0), "groups": 2}
     x, w, dx, dw = (rng.standard_normal(s) for s in shapes * 2)
     u = rng.standard_normal(ops.conv2d(x, w, **options).shape)
-    b, c = (sum((oracles.conv2d(*pair, **options) * u).sum() for pair in pairs) for pairs in (((x, dw), (dx, w)), ((dx, dw),)))
+    b, c = (sum((oracles.conv2d(*pair, **options) * u).sum() for pair in pairs) for pairs in (((x, dw), (dx, w)),
+                                                                                              ((dx, dw),)))
     t = tr.tensor(np.array(0.3), requires_grad=True)
     f = t * (ops.conv2d(tr.tensor(x) + t * tr.tensor(dx), tr.tensor(w) + t * tr.tensor(dw), **options) * u).sum()
     derivatives = []

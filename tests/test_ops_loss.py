@@ -19,7 +19,8 @@ REDUCTIONS = ["mean", "sum", "none"]
 @st.composite
 def classifications(draw, probabilities=False):
     """Logits (N, K, ...), some of them large, and targets."""
-    shape = (draw(st.integers(1, 5)), draw(st.integers(1, 6)), *draw(st.sampled_from([(), (), (3,), (2, 3), (1, 2, 2)])))
+    shape = (draw(st.integers(1, 5)), draw(st.integers(1, 6)),
+             *draw(st.sampled_from([(), (), (3,), (2, 3), (1, 2, 2)])))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     logits = rng.standard_normal(shape) * draw(st.sampled_from([1.0, 10.0, 300.0]))
     if not probabilities:
@@ -38,7 +39,7 @@ def run(logits, target, g, **options):
 
 
 def upstream(shape):
-    return np.asarray(np.random.default_rng((0, 1)).standard_normal(shape))
+    return np.asarray(np.random.default_rng((7, 7, 7)).standard_normal(shape))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -51,11 +52,12 @@ def test_cross_entropy(torch, probabilities, reduction, dtype):
         options = {"label_smoothing": smoothing, "reduction": reduction}
         with use_kernels(kernel_set):
             y, dx, g = run(logits, target, upstream, **options)
-        assert norm_distance(y, oracles.cross_entropy(logits.astype("float64"), target, **options)) < TOLERANCE[dtype]
+        wanted = oracles.cross_entropy(logits.astype("float64"), target, **options)
+        assert norm_distance(y, wanted, 1.0) < TOLERANCE[dtype]
         x = torch.tensor(logits, requires_grad=True)
         theirs = torch.nn.functional.cross_entropy(x, torch.tensor(target), **options)
         theirs.backward(torch.tensor(g))
-        assert norm_distance(y, theirs.detach().numpy()) < TOLERANCE[dtype]
+        assert norm_distance(y, theirs.detach().numpy(), 1.0) < TOLERANCE[dtype]
         size = np.linalg.norm(g) / (y.size if y.ndim else len(logits))  # softmax - target may all but vanish
         assert np.linalg.norm(dx - x.grad.numpy()) <= TOLERANCE[dtype] * max(size, np.linalg.norm(x.grad.numpy()))
 

@@ -1,5 +1,5 @@
-"""Pooling over drawn windows: against the definition and PyTorch, with ties, NaN and infinities; average pooling's gradient
-as its adjoint, max pooling's as what comes back to the first maximum; and what a shift and another order do."""
+"""Pooling over drawn windows: against the definition and PyTorch, with ties, NaN and infinities; average pooling's
+gradient as its adjoint, max pooling's as what comes back to the first maximum; what a shift and another order do."""
 
 import numpy as np
 import oracles
@@ -61,7 +61,7 @@ def run_torch(torch, name, x, g, *args, **options):
 
 
 def upstream():
-    return np.random.default_rng((0, 1)).standard_normal  # another stream than that of any drawn image
+    return np.random.default_rng((7, 7, 7)).standard_normal  # another stream than that of any drawn image
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

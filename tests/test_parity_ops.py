@@ -1,4 +1,4 @@
-"""Ops against PyTorch: every row of the table that has a counterpart, and the points where a derivative is a convention."""
+"""Ops against PyTorch: every row of the table with a counterpart, and the points where a derivative is a convention."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,8 @@ def torch_results(torch, row, arrays, upstream, wanted):
     result = row.torch(torch, *tensors)
     results = list(result) if isinstance(result, tuple) else [result]
     floats = [y for y in results if y.dtype.is_floating_point]
-    grads = torch.autograd.grad(floats, [tensors[i] for i in wanted], [torch.tensor(u) for u in upstream]) if wanted else []
+    grads = torch.autograd.grad(floats, [tensors[i] for i in wanted],
+                                [torch.tensor(u) for u in upstream]) if wanted else []
     return [y.detach().numpy() for y in results], [g.numpy() for g in grads]
 
 
@@ -128,7 +129,8 @@ def test_the_derivative_of_max_goes_to_the_nan(torch):
     np.testing.assert_array_equal(ours.grad.data, theirs.grad.numpy())
 
 
-@pytest.mark.parametrize("a, b", [("float32", "int64"), ("int32", "float32"), ("float64", "bool"), ("uint8", "float32")])
+@pytest.mark.parametrize("a, b", [("float32", "int64"), ("int32", "float32"), ("float64", "bool"),
+                                  ("uint8", "float32")])
 @pytest.mark.parametrize("name", ["add", "sub", "mul", "div", "pow", "maximum", "minimum"])
 def test_integers_beside_floats(torch, name, a, b):
     """The result has the float's dtype, for arrays and for Tensors."""

@@ -101,7 +101,7 @@ class _Observer:
             return None
         host = array if isinstance(array, np.ndarray) else array.get()
         order = np.argsort([-s for s in host.strides], kind="stable")  # memory order: no copy for channels-last
-        return zlib.crc32(np.ascontiguousarray(host.transpose(order)))
+        return zlib.crc32(np.ascontiguousarray(host.transpose(order)).data)
 
     def check_saved(self, node: Any, kept: Any) -> None:
         if kept.checksum is not None and kept.checksum != self.checksum(kept.array):
@@ -136,7 +136,7 @@ def _watch(parameter: Tensor, run: Callable[[], Tensor]) -> str:
     with setting(debug=seen, grad_enabled=True):
         loss = run()
         if loss.edge is not None:
-            exhaust(walk([loss], [None], {parameter.edge, loss.edge}, False, False))
+            exhaust(walk([loss], [None], {parameter.edge}, False, False))
     return _explain(seen, parameter.edge, [_key(loss)])
 
 

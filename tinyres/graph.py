@@ -74,11 +74,14 @@ class Version:
 
 def share_version(result: Any, sources: Sequence[Any]) -> None:
     """Note that `result` is a view where it lies in the memory of a tensor that it was made from."""
-    may_share = array_module(result.data).may_share_memory
+    out = result.data
+    if out.base is None and not any(getattr(x, "data", None) is out for x in sources):
+        return  # it owns its memory
     for x in sources:
-        if hasattr(x, "edges") and may_share(result.data, x.data):
+        if hasattr(x, "edges") and array_module(out).may_share_memory(out, x.data):
             result.version, result.is_view = x.version, True
-            result.version.viewed |= state.grad_enabled
+            outside = x.is_view and x.edge is None  # a view of detach() or from no_grad() misses no gradient
+            result.version.viewed |= state.grad_enabled and not outside
 
 
 class Saved:

@@ -76,6 +76,8 @@ def check_gradients(node: Any, grads: Any) -> tuple[Any, ...]:
         raise RuntimeError(f"{node.name}.backward gave {len(grads)} gradients for {len(node.edges)} inputs; return one "
                            f"per input of forward, None for those without{node.line}")
     grads = tuple(g if needed else None for needed, g in zip(node.needs, grads, strict=True))
+    if not node.linking:
+        grads = tuple(g.data if hasattr(g, "edges") else g for g in grads)
     for i, (edge, g) in enumerate(zip(node.edges, grads, strict=True)):
         if g is not None and (getattr(g, "shape", None) != edge.shape or g.dtype != edge.dtype):
             raise RuntimeError(f"{node.name}.backward gave {kind(g)} for input {i}, which is {kind(edge)}{node.line}")

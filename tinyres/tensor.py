@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -136,7 +136,7 @@ class Function:
     hooks: Sequence[Callable] = ()
     retainer: Callable | None = None
     line = ""        # where the user called the op, noted under debug()
-    _saved: Sequence[Any] | None = ()
+    _saved: Any = ()  # None once it was freed
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -213,7 +213,7 @@ class Function:
 
 
 def walk(outputs: Sequence[Tensor], grads: Sequence[Any], wanted: set | None, retain_graph: bool, create_graph: bool,
-         stop: frozenset = frozenset()) -> Iterator[Event]:
+         stop: frozenset = frozenset()) -> Generator[Event, None, dict]:
     """The backward pass from `outputs`. With `wanted`, a set of edges, it visits only what leads to them, returns their
     gradients as a dict and leaves `.grad` alone; it never goes past a node in `stop`."""
     totals: dict[Any, tuple[Any, bool]] = {}  # node -> (its gradient so far, whether the walk allocated it)
@@ -242,7 +242,7 @@ def walk(outputs: Sequence[Tensor], grads: Sequence[Any], wanted: set | None, re
         contributions = node.contributions(grad, leading, create_graph)
         kept = sum(getattr(s.array, "nbytes", 0) for s in node._saved or ())
         if not retain_graph:
-            node._saved = None if node._saved else ()
+            node._saved = None
         yield Event("done", node, grad, contributions, kept)
         xp = layout.array_module(_array(grad))
         for edge, g in zip(node.edges, contributions, strict=True):

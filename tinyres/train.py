@@ -1,8 +1,8 @@
 """Training: one loop, a log, a checkpoint after every epoch, and the reading of a data set.
 
-The order of the samples, their augmentation and the rate of a step are functions of (seed, epoch, batch), so a run that
-goes on from a checkpoint does, bit for bit on the same number of threads, what it would have done. Its log is cut back to
-the checkpoint first.
+The order of the samples, their augmentation and the rate of a step are functions of (seed, epoch, batch), so a run
+that goes on from a checkpoint does, bit for bit on the same number of threads, what it would have done. Its log is cut
+back to the checkpoint first.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import math
 import re
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,11 +54,11 @@ def train(model: Module, loader: Loader, optimizer: Optimizer, epochs: int, *, s
           show_progress: bool = False) -> list[dict[str, Any]]:
     """Train until `epochs` epochs are done; returns the log, one row an epoch.
 
-    schedule: stepped after every batch. validation: read after every epoch; never the test set, which is read once, when
-    all choices are made. out: an existing folder for log.csv, log.jsonl and the checkpoint, in which `config` is kept;
-    resume: go on from its checkpoint. checkpoint_every: also save after so many batches. A row has epoch, lr, train_loss
-    and train_accuracy (while training: of augmented images, by weights that move), seconds, images_per_second, and with
-    validation validation_loss and validation_accuracy. Accuracies are shares, 0 to 1.
+    schedule: stepped after every batch. validation: read after every epoch; never the test set, which is read once,
+    when all choices are made. out: an existing folder for log.csv, log.jsonl and the checkpoint, in which `config` is
+    kept; resume: go on from its checkpoint. checkpoint_every: also save after so many batches. A row has epoch, lr,
+    train_loss and train_accuracy (while training: of augmented images, by weights that move), seconds,
+    images_per_second, and with validation validation_loss and validation_accuracy. Accuracies are shares, 0 to 1.
 
     Raises FloatingPointError that names the op when the loss or a gradient becomes NaN or infinite.
     """
@@ -73,14 +74,18 @@ def train(model: Module, loader: Loader, optimizer: Optimizer, epochs: int, *, s
         if out is not None:
             save_checkpoint(out, model, optimizer, schedule, {"at": asdict(at), "log": log.rows}, config)
 
+    if not resume:
+        save()
     batches = epochs * len(loader)
-    with progress_bar(epochs * images_per_epoch(loader), at, loader, show_progress) as bar:
+    with progress_bar(epochs * images_per_epoch(loader), at, loader, show_progress) as bar, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* encountered in", RuntimeWarning)  # NumPy's: a step names the op instead
         while at.epoch < epochs:
             model.train()
             began = time.perf_counter() - at.seconds
             for x, y in loader.epoch(at.epoch, at.batch):
                 rate = optimizer.param_groups[0]["lr"]
-                loss, correct = train_step(model, optimizer, x, y, label_smoothing, f"epoch {at.epoch + 1}, batch {at.batch}")
+                place = f"epoch {at.epoch + 1}, batch {at.batch}"
+                loss, correct = train_step(model, optimizer, x, y, label_smoothing, place)
                 at.batch += 1
                 at.images += len(y)
                 at.loss += loss * len(y)
@@ -89,7 +94,7 @@ def train(model: Module, loader: Loader, optimizer: Optimizer, epochs: int, *, s
                 if schedule is not None and at.epoch * len(loader) + at.batch < batches:
                     schedule.step()
                 bar.set_description(f"epoch {at.epoch + 1}/{epochs}", refresh=False)
-                bar.set_postfix(loss=f"{at.loss / at.images:.4f}", accuracy=f"{at.correct / at.images:.2%}", refresh=False)
+                bar.set_postfix_str(f"loss {at.loss / at.images:.4f}, accuracy {at.correct / at.images:.2%}", False)
                 bar.update(len(y))
                 if checkpoint_every and at.batch % checkpoint_every == 0 and at.batch < len(loader):
                     save()
@@ -115,7 +120,8 @@ def train_step(model: Module, optimizer: Optimizer, x: np.ndarray, y: np.ndarray
     optimizer.zero_grad()
     loss.backward()
     value = loss.item()
-    if not math.isfinite(value) or not all(is_finite(p.grad.data) for p in optimizer.parameters() if p.grad is not None):
+    grads = [p.grad.data for p in optimizer.parameters() if p.grad is not None]
+    if not math.isfinite(value) or not all(is_finite(grad) for grad in grads):
         what = f"the loss is {value}" if not math.isfinite(value) else "a gradient is not finite"
         rate = optimizer.param_groups[0]["lr"]
         raise FloatingPointError(f"train: {what} in {place}: {first_bad_op(model, x, y, label_smoothing)}. The weights "
@@ -125,8 +131,11 @@ def train_step(model: Module, optimizer: Optimizer, x: np.ndarray, y: np.ndarray
 
 
 def is_finite(array: Any) -> bool:
-    """Whether an array has neither NaN nor Inf. A sum of squares tells in one fast pass; only if it is not finite itself,
-    which large finite numbers may also do, is every element looked at."""
+    """Whether an array has neither NaN nor Inf.
+
+    A sum of squares tells in one fast pass; every element is looked at only if that is not finite, which large finite
+    numbers may bring about too.
+    """
     flat = array.ravel(order="K")
     return bool(np.isfinite(float(flat @ flat))) or bool(layout.array_module(array).isfinite(array).all())
 
@@ -153,8 +162,8 @@ def first_bad_op(model: Module, x: np.ndarray, y: np.ndarray, label_smoothing: f
 def freeze(model: Module, pattern: str) -> list[str]:
     """Stop training the parameters whose dotted name matches; returns their names.
 
-    pattern: like "layer1.*" or "*conv*.weight"; one without * ? [ matches any name that contains it. Raises ValueError if
-    none does.
+    pattern: like "layer1.*" or "*conv*.weight"; one without * ? [ matches any name that contains it. Raises ValueError
+    if none does.
     """
     wanted = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
     names = [name for name, _ in model.named_parameters()]

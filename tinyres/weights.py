@@ -8,8 +8,8 @@ name, and also takes a run folder, whose checkpoint it reads. Names from elsewhe
     linear.*                        fc.*                  akamaster/pytorch_resnet_cifar10 and its relatives
     layerL.B.shortcut.*             layerL.B.downsample.* the same, with option B
 
-`num_batches_tracked` may be missing. The networks of akamaster's repository have option A and 3 stages, and expect input
-normalised by ImageNet's statistics; `Source.normalisation` says so.
+`num_batches_tracked` may be missing. The networks of akamaster's repository have option A and 3 stages, and expect
+input normalised by ImageNet's statistics; `Source.normalisation` says so.
 
 Every file is written under a temporary name in its folder and then renamed: a reader finds the old one or the new one.
 A checkpoint is two files that belong together, so its JSON, renamed last, names the safetensors file and its SHA-256.
@@ -38,6 +38,11 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and std a chan
 CHECKPOINT = "checkpoint.json"
 FORMAT = "tinyres checkpoint 1"
 WRAPPERS = ("module.", "_orig_mod.")
+PICKLE = "a pickle"
+OTHER_KINDS = {b"\x80\2": PICKLE, b"\x80\3": PICKLE, b"\x80\4": PICKLE, b"\x80\5": PICKLE,
+               b"\x89HDF": "an HDF5 file, expected safetensors or .npz",
+               b"version https://git-lfs": "a Git LFS pointer, not the file itself: fetch it with git lfs pull",
+               b"<": "an HTML or XML page, expected safetensors or .npz"}
 
 Arrays = dict[str, np.ndarray]
 PathLike = str | os.PathLike[str]
@@ -84,7 +89,8 @@ def identify(arrays: Mapping[str, Any]) -> Architecture | None:
     bottleneck = "layer1.0.conv3.weight" in arrays
     layers = sum(depths) * (3 if bottleneck else 2) + 2
     stem = arrays["conv1.weight"].shape
-    options = {"num_classes": arrays["fc.weight"].shape[0], "in_channels": stem[1], "option": _option(arrays, bottleneck)}
+    options = {"num_classes": arrays["fc.weight"].shape[0], "in_channels": stem[1],
+               "option": _option(arrays, bottleneck)}
     if len(depths) == 4:
         options["cifar_stem"] = stem[2] == 3
     usual = models.resnet.CIFAR_WIDTHS if len(depths) == 3 else models.resnet.IMAGENET_WIDTHS
@@ -131,16 +137,16 @@ def save(model: Module, path: PathLike, metadata: Mapping[str, str] | None = Non
 def load(model: Module, path: PathLike) -> Source:
     """Load a file or the checkpoint of a run folder into the model; returns what was read.
 
-    Raises WeightsError, and changes nothing, if the file is damaged, is a pickle, or does not fit: then it lists what is
-    missing, unexpected and mis-shaped, and names the network that the file fits, if its names tell.
+    Raises WeightsError, and changes nothing, if the file is damaged, is a pickle, or does not fit: then it lists what
+    is missing, unexpected and mis-shaped, and names the network that the file fits, if its names tell.
     """
     source = read(path)
     try:
         model.load_state_dict(source.arrays)
     except ValueError as error:
         fits = source.architecture
-        hint = f"\n  {path} holds the weights of {fits}." if fits else ""
-        raise WeightsError(f"{error}{hint}") from error
+        hint = f"{path} holds the weights of {fits}.\n" if fits else f"{path}: "
+        raise WeightsError(f"{hint}{error}") from error
     return source
 
 
@@ -156,10 +162,8 @@ def read(path: PathLike) -> Source:
     if not path.is_file():
         raise FileNotFoundError(f"weights: there is no file {path}")
     content = path.read_bytes()
-    if content[:4] == b"PK\3\4":
-        arrays, metadata = _read_npz(path, content), {}
-    else:
-        arrays, metadata = _read_safetensors(path, content)
+    archive = content[:4] == b"PK\3\4"
+    arrays, metadata = _read_npz(path, content) if archive else _read_safetensors(path, content)
     names, kind = _translate(list(arrays))
     arrays = {name: arrays[old] for old, name in names.items()}
     found = identify(arrays)
@@ -189,41 +193,40 @@ def _read_safetensors(path: Path, content: bytes) -> tuple[Arrays, dict[str, str
     from safetensors import SafetensorError
     from safetensors.numpy import load as deserialise
 
-    if content[:1] == b"\x80":
-        raise WeightsError(_pickle(path))
-    for magic, kind in ((b"\x89HDF", "an HDF5 (Keras) file"), (b"version https://git-lfs", "a Git LFS pointer, not the "
-                        "file itself"), (b"<", "an HTML or XML page")):
-        if content.startswith(magic):
-            raise WeightsError(f"weights: {path} is {kind}, expected safetensors or .npz")
     try:
         arrays = deserialise(content)
     except KeyError as error:
         raise WeightsError(f"weights: {path} holds arrays of type {error}, which NumPy does not have: convert them to "
                            "float32") from error
     except SafetensorError as error:
-        raise WeightsError(f"weights: {path} ({len(content):,} bytes) cannot be read as safetensors: {error}. It is "
+        kind = next((words for magic, words in OTHER_KINDS.items() if content.startswith(magic)), "")
+        raise WeightsError(_pickle(path) if kind == PICKLE else f"weights: {path} is {kind}" if kind else
+                           f"weights: {path} ({len(content):,} bytes) cannot be read as safetensors: {error}. It is "
                            "truncated, damaged or another kind of file; safetensors and .npz can be read") from error
     header = json.loads(content[8:8 + int.from_bytes(content[:8], "little")])
     return dict(sorted(arrays.items())), header.get("__metadata__", {})
 
 
-def _read_npz(path: Path, content: bytes) -> Arrays:
+def _read_npz(path: Path, content: bytes) -> tuple[Arrays, dict[str, str]]:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if any(name.endswith("data.pkl") for name in archive.namelist()):
                 raise WeightsError(_pickle(path))
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+            found = {name: arrays[name] for name in arrays.files}
+        if not all(isinstance(array, np.ndarray) for array in found.values()):
+            raise ValueError("not all of its members are arrays")
+        return found, {}
     except WeightsError:
         raise
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, NotImplementedError) as error:
-        raise WeightsError(f"weights: {path} ({len(content):,} bytes) cannot be read as .npz: {error}. It is truncated, "
-                           "damaged, or holds Python objects, which are never loaded") from error
+        raise WeightsError(f"weights: {path} ({len(content):,} bytes) cannot be read as .npz: {error}. It is "
+                           "truncated, damaged, or holds Python objects, which are never loaded") from error
 
 
 def _pickle(path: Path) -> str:
     return (f"weights: {path} is a PyTorch pickle, which can run code when it is loaded and is never read. Convert it "
-            "where you trust it: safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'weights.safetensors')")
+            "once, where PyTorch is: safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'w.safetensors')")
 
 
 def write_atomically(path: PathLike, content: bytes) -> None:
@@ -310,7 +313,7 @@ def _read_checkpoint(folder: Path) -> tuple[dict[str, Any], Arrays]:
     content = (folder / file).read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != digest:
-        raise WeightsError(f"checkpoint: {folder / file} has SHA-256 {found}, {CHECKPOINT} says {digest}: it is damaged")
+        raise WeightsError(f"checkpoint: {folder / file} has SHA-256 {found}, expected {digest}: it is damaged")
     return saved, _read_safetensors(folder / file, content)[0]
 
 

@@ -41,9 +41,9 @@ class Row:
 class Summary:
     """The rows in the order of the calls, and their totals; a table as str().
 
-    multiply_adds: of convolutions and linear layers in one forward pass of the batch; a backward pass costs about twice as
-    much. kept_bytes: activations that wait for backward, the input included; parameters are not. which: what network this
-    is, "" if its parameters' names are not a ResNet's.
+    multiply_adds: of convolutions and linear layers in one forward pass of the batch; a backward pass costs about twice
+    as much. kept_bytes: activations that wait for backward, the input included; parameters are not. which: what network
+    this is, "" if its parameters' names are not a ResNet's.
     """
 
     rows: list[Row]
@@ -67,7 +67,8 @@ class Summary:
                            for i, (cell, w) in enumerate(zip(cells, widths, strict=True))).rstrip() for cells in table]
         rule = "-" * max(len(line) for line in lines)
         frozen = f" ({self.trainable:,} trained, the others frozen)" if self.trainable != self.parameters else ""
-        heading = [f"{self.which}"] * bool(self.which) + [f"input {_times(self.input)}, {self.parameters:,} parameters{frozen}"]
+        heading = [self.which] if self.which else []
+        heading.append(f"input {_times(self.input)}, {self.parameters:,} parameters{frozen}")
         return "\n".join([*heading, rule, lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
 
@@ -145,8 +146,8 @@ def which(model: nn.Module) -> str:
     if found is None:
         return ""
     plain = any(isinstance(module, PlainBlock) for module in model.modules())
-    kind = "plain network" if plain else "pre-activation ResNet" if "bn.weight" in state else "ResNet"
-    source = "He et al. 2016" if kind.startswith("pre") else "He et al. 2015"
+    kind = "plain" if plain else "pre-activation ResNet" if "bn.weight" in state else "ResNet"
+    source = "He et al. 2016" if kind.startswith("pre-") else "He et al. 2015"
     layers = 9 if "layer1.0.conv3.weight" in state else 6
     n = found.depths[0]
     form = (f"{layers}n+2 layers with n = {n}" if set(found.depths) == {n} and len(found.depths) == 3

@@ -2,109 +2,115 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-LISTED = 8       # so many failures are described one by one
-CLEAR = 1e-3     # a ratio within this of 2 is called 2
-# Numbers below this share of a variable's typical ones are compared as if they had it: a difference has no more digits.
-SMALL = 1e-3
+LISTED = 8    # so many failures are described one by one
+CLEAR = 1e-3  # a ratio this close to 2 is called 2
 
 CAUSES = (
     (-1.0, "the sign is wrong"),
-    (2.0, "twice the right value: something is counted twice, or a factor 2 is missing in the forward pass"),
-    (0.5, "half the right value: one of two uses is dropped, or a factor 2 is missing"),
-    (0.0, "zero, though f depends on it: its contribution is dropped or multiplied by zero"),
+    (2.0, "twice the right value: something is counted twice, or a factor is wrong"),
+    (0.5, "half the right value: one of two uses is dropped, or a factor is wrong"),
+    (0.0, "zero, though f depends on it: its contribution is dropped"),
 )
+
+
+def norm(x: Any) -> float:
+    """The 2-norm of a number or an array."""
+    return float((x * x).sum()) ** 0.5 if hasattr(x, "sum") else abs(float(x))
+
+
+def relative_error(analytic: Any, numeric: Any, floor: float) -> float:
+    """|a - n| / max(|a|, |n|, floor), for numbers or, in norms, for arrays; infinite where one is not finite."""
+    difference, size = norm(analytic - numeric), max(norm(analytic), norm(numeric), floor)
+    return difference / size if np.isfinite(difference) and size else float("inf") if difference else 0.0
+
+
+@dataclass
+class Probe:
+    """A derivative along one direction, from the backward pass and from finite differences: numbers, or one array each
+    for a second derivative. Errors are relative to at least `floor`; `noise` is what rounding may do to `numeric`."""
+
+    analytic: Any
+    numeric: Any
+    floor: float
+    noise: float
+    place: str = ""
+    missing: bool = False  # the gradient is None
+    kink: bool = False     # the slopes to both sides of the point stay apart
+
+    @property
+    def error(self) -> float:
+        return relative_error(self.analytic, self.numeric, self.floor)
+
+    @property
+    def silent(self) -> bool:
+        """Both sides say, within rounding, that f does not depend on this: nothing was checked."""
+        return max(norm(self.analytic), norm(self.numeric)) <= self.noise
 
 
 @dataclass
 class Comparison:
-    """What the backward pass claims about one variable and what finite differences measure, along one or more probes.
-
-    A probe gives a number (order 1) or a vector (order 2); `floors` are the smallest sizes that errors are relative to.
-    """
+    """All probes of one variable at one order."""
 
     order: int
     name: str
-    analytic: list[Any] = field(default_factory=list)
-    numeric: list[Any] = field(default_factory=list)
-    floors: list[float] = field(default_factory=list)
-    places: list[str] = field(default_factory=list)
-    missing: bool = False  # the gradient is None
-    kink: bool = False     # the slopes to both sides of the base point differ
-
-    def add(self, analytic: Any, numeric: Any, floor: float, place: str = "") -> None:
-        self.analytic.append(analytic)
-        self.numeric.append(numeric)
-        self.floors.append(floor)
-        self.places.append(place)
-
-    @property
-    def errors(self) -> list[float]:
-        """|a - n| / max(|a|, |n|, floor) for each probe; infinite where a or n is not finite."""
-        return [relative_error(*probe) for probe in zip(self.analytic, self.numeric, self.floors, strict=True)]
+    probes: list[Probe] = field(default_factory=list)
 
     @property
     def error(self) -> float:
-        return max(self.errors, default=0.0)
+        return max((p.error for p in self.probes), default=0.0)
 
     @property
     def silent(self) -> bool:
-        """Both sides say that nothing depends on this variable, within rounding: nothing was checked."""
-        return all(max(size(a), size(n)) <= 0.01 * floor
-                   for a, n, floor in zip(self.analytic, self.numeric, self.floors, strict=True))
+        return all(p.silent for p in self.probes)
 
     def describe(self) -> str:
         """The worst probe in numbers, and what the numbers look like."""
-        worst = int(np.argmax(self.errors))
-        a, n = self.analytic[worst], self.numeric[worst]
-        what = ("analytic {:.6g}, numeric {:.6g}" if np.ndim(a) == 0 else "norms: analytic {:.6g}, numeric {:.6g}")
-        second = "" if self.order == 1 else "second derivative: "
-        return (f"{self.name}{self.places[worst]}: {second}relative error {self.error:.1e}, "
-                f"{what.format(*((a, n) if np.ndim(a) == 0 else (size(a), size(n))))}; {self.cause()}")
+        worst = max(self.probes, key=lambda p: p.error)
+        kind, of = ("second derivative: ", "norms: ") if self.order == 2 else ("", "")
+        return (f"{self.name}{worst.place}: {kind}relative error {worst.error:.1e}; {of}analytic "
+                f"{norm_or_value(worst.analytic):.6g}, numeric {norm_or_value(worst.numeric):.6g}; {self.cause()}")
 
     def cause(self) -> str:
         """The likely mistake, from the ratio of analytic to numeric values."""
-        if self.kink:
-            return "the slopes to the two sides differ: f has a kink here that no op recorded"
-        if self.missing:
-            return "its gradient is None: an op between it and the output passes no gradient on"
-        a, n = (np.concatenate([np.ravel(x) for x in side]) for side in (self.analytic, self.numeric))
-        if not np.isfinite(a).all():
+        if any(p.kink for p in self.probes):
+            return "the slopes to its two sides differ: f has a kink here that no op recorded"
+        if any(p.missing for p in self.probes):
+            return "the gradient is None: an op between it and the output passes none on"
+        aa, an, nn = (sum(float((x * y).sum()) if hasattr(x, "sum") else x * y for x, y in pairs) for pairs in (
+            [(p.analytic, p.analytic) for p in self.probes], [(p.analytic, p.numeric) for p in self.probes],
+            [(p.numeric, p.numeric) for p in self.probes]))
+        if not np.isfinite(aa):
             return "the gradient is not finite"
-        if not n.any():
+        if nn <= sum(p.noise**2 for p in self.probes):
             return "f does not depend on it, but a gradient arrives"
-        ratio = float(a @ n) / float(n @ n)
-        if np.linalg.norm(a - ratio * n) <= CLEAR * np.linalg.norm(n):
+        ratio = an / nn
+        spread = max(aa - ratio * an, 0.0) ** 0.5  # the norm of what the ratio leaves unexplained
+        if spread <= CLEAR * nn**0.5:
             for value, words in CAUSES:
                 if abs(ratio - value) < CLEAR:
                     return words
-            if len(n) > 1:
-                return f"{ratio:.4g} times the right value, everywhere: a factor is wrong"
-        return "neither a sign nor a factor: a term is missing, an axis is swapped, or an index is off"
+        return "neither a sign nor a factor: a term is missing or too much, an axis is swapped, or an index is off"
 
 
-def size(x: Any) -> float:
-    return float(np.linalg.norm(np.ravel(x)))
-
-
-def relative_error(analytic: Any, numeric: Any, floor: float) -> float:
-    """|a - n| / max(|a|, |n|, floor), for numbers or, in norms, for vectors."""
-    error = size(analytic - numeric) / max(size(analytic), size(numeric), floor)
-    return error if np.isfinite(error) else float("inf")
+def norm_or_value(x: Any) -> float:
+    return norm(x) if hasattr(x, "sum") else float(x)
 
 
 @dataclass
 class GradcheckResult:
     """The verdict of a gradient check; true if it passed, and in words as str().
 
-    errors: order -> name -> largest relative error, |a - n| / max(|a|, |n|, floor). noise: the rounding error expected of
-    a difference; the floor is noise / tolerance, so what lies below the noise passes and what stands out fails.
-    redrawn: how many directions were drawn again because a choice differed at their ends. unclear: what had a kink in
-    every draw. failures, notes: in words.
+    errors: order -> name of a variable -> its largest relative error. noise: what rounding may do to a difference,
+    c eps |v f| / h with a c that is measured at the point by rounding its numbers differently. An error is relative to
+    at least noise / tolerance, so that what lies within the noise passes.
+    redrawn: directions drawn again, because the ends of one chose differently at a ReLU or a maximum. failures,
+    unclear (a kink in every draw), notes: in words.
     """
 
     errors: dict[int, dict[str, float]]
@@ -117,13 +123,13 @@ class GradcheckResult:
     notes: list[str]
 
     @property
-    def passed(self) -> bool:
-        return self.verdict == "passed"
+    def verdict(self) -> str:
+        """"passed", "FAILED", or "inconclusive": nothing failed, but something could not be checked."""
+        return "FAILED" if self.failures else "inconclusive" if self.unclear else "passed"
 
     @property
-    def verdict(self) -> str:
-        """"passed", "FAILED", or "inconclusive" if nothing failed but something could not be checked."""
-        return "FAILED" if self.failures else "inconclusive" if self.unclear else "passed"
+    def passed(self) -> bool:
+        return self.verdict == "passed"
 
     @property
     def order(self) -> tuple[int, ...]:
@@ -138,17 +144,18 @@ class GradcheckResult:
 
     def __str__(self) -> str:
         lines = [f"{self.verdict}: {self.scope}"]
-        lines += [f"  {text}" for text in self.failures[:LISTED]]
-        if len(self.failures) > LISTED:
-            lines.append(f"  and {len(self.failures) - LISTED} more; the first is nearest to the output, so look there")
-        lines += [f"  not checked: {text}" for text in self.unclear[:LISTED]]
-        if len(self.unclear) > LISTED:
-            lines.append(f"  and {len(self.unclear) - LISTED} more not checked")
+        lines += [f"  {text}" for text in shortened(self.failures, "more, further from the output")]
+        lines += [f"  unclear: {text}" for text in shortened(self.unclear, "more that are unclear")]
         for order, errors in self.errors.items():
-            if errors:
-                name = max(errors, key=errors.__getitem__)
-                lines.append(f"  order {order}: largest relative error {errors[name]:.1e} ({name}), tolerance "
-                             f"{self.tolerance:.0e}, rounding noise {self.noise:.0e}")
+            worst = max(errors, key=errors.__getitem__, default=None)
+            if worst is not None:
+                lines.append(f"  order {order}: largest relative error {errors[worst]:.1e} ({worst})")
+        lines.append(f"  tolerance {self.tolerance:.0e}; rounding noise of a difference about {self.noise:.0e}")
         if self.redrawn:
-            lines.append(f"  {self.redrawn} directions were drawn again: a ReLU or a maximum chose differently at their ends")
+            lines.append(f"  {self.redrawn} times a direction was drawn again, as its ends chose differently at a kink")
         return "\n".join(lines + [f"  note: {text}" for text in self.notes])
+
+
+def shortened(texts: list[str], rest: str) -> Iterable[str]:
+    """The first few texts, and how many more there are."""
+    return texts[:LISTED] + ([f"and {len(texts) - LISTED} {rest}"] if len(texts) > LISTED else [])

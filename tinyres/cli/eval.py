@@ -8,32 +8,35 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from tinyres.cli import setup
 
+Normalize = Annotated[str | None, typer.Option(help="imagenet; train (statistics of the training images); none (0 to "
+                                               "1); or means, then stds, a channel each: m,m,m,s,s,s. Default: the "
+                                               "run's or the format's, else train.")]
+
 
 def evaluate_weights(
     weights: Annotated[Path, typer.Option(help="A safetensors or .npz file, or the folder of a run.")],
-    model: Annotated[str | None, typer.Option(help="A network's name. Default: the run's, or what the names in the file "
-                                                   "tell.")] = None,
+    model: Annotated[str | None, typer.Option(help="A network's name. Default: the run's, or what the file's names "
+                                              "tell.")] = None,
     option: setup.ShortcutOption = None,
     data: Annotated[str | None, typer.Option(help="digits, cifar10 or cifar100. Default: the run's.")] = None,
     data_dir: setup.DataDir = None,
     split: Annotated[str, typer.Option(help="test, train, fit or validation.")] = "test",
-    normalize: Annotated[str | None, typer.Option(help="imagenet; train (statistics of the training images); none (0 to 1); "
-                                                       "or the means, then the stds, a channel each: m,m,m,s,s,s. Default: "
-                                                       "the run's or the format's, else train.")] = None,
-    logits: Annotated[Path | None, typer.Option(help="Write the logits, (n, classes) float32, to this .npy file.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 250,
+    normalize: Normalize = None,
+    logits: Annotated[Path | None, typer.Option(help="Write the logits, (n, classes) float32, to this .npy.")] = None,
+    batch: Annotated[int, setup.whole("Images at a time.")] = 250,
     kernels: setup.Kernels = "fast",
     json: setup.Json = False,
     quiet: setup.Quiet = False,
 ) -> None:
-    """Evaluate weights on a data set: a run of ours, or a published file.
+    """Evaluate weights on a data set.
 
-    Files of akamaster/pytorch_resnet_cifar10 are recognised; they expect ImageNet's mean and std. Accuracy is a share from
-    0 to 1.
+    The weights are those of a run, or of a published file. Files of akamaster/pytorch_resnet_cifar10 are recognised;
+    they expect ImageNet's mean and std. Accuracy is a share from 0 to 1.
     """
     from tinyres import data as datasets
     from tinyres.train import evaluate
@@ -60,29 +63,25 @@ def evaluate_weights(
     found = evaluate(network, dataset.with_normalisation(mean, std), batch, show_progress=not quiet)
     if logits is not None:
         content = io.BytesIO()
-        np_save(content, found.logits)
+        np.save(content, found.logits, allow_pickle=False)
         write_atomically(logits, content.getvalue())
     result = {"accuracy": found.accuracy, "correct": found.correct, "n": found.n, "loss": found.loss, "model": name,
               "data": data, "split": split, "mean": list(mean), "std": list(std),
               "seconds": round(time.perf_counter() - began, 2)}
-    setup.report(result, f"accuracy {found.accuracy:.2%} ({found.correct:,} of {found.n:,}), loss {found.loss:.5f}", json)
+    text = f"accuracy {found.accuracy:.2%} ({found.correct:,} of {found.n:,}), loss {found.loss:.5f}"
+    setup.report(result, text, json)
 
 
-def np_save(file: Any, array: Any) -> None:
-    import numpy as np
-
-    np.save(file, array, allow_pickle=False)
-
-
-def _network(source: Any, weights: Path, model: str | None, option: str | None, dataset: Any) -> tuple[str, dict[str, Any]]:
+def _network(source: Any, weights: Path, model: str | None, option: str | None,
+             dataset: Any) -> tuple[str, dict[str, Any]]:
     """Name and options of the network: as asked for, else the run's, else what the names in the file tell."""
     channels, size = dataset.images.shape[1:3]
     if model is None and option is None and source.config:
         return source.config["model"], source.config["network"]
     known = source.architecture
     if model is None and (known is None or not known.name):
-        raise typer.BadParameter(f"{weights} holds {known or 'no ResNet known by its names'}; say which network it is for.",
-                                 param_hint="--model")
+        raise typer.BadParameter(f"{weights} holds {known or 'no ResNet known by its names'}; say which network it is "
+                                 "for.", param_hint="--model")
     name = model or known.name
     shortcut = option or (known.options["option"] if known is not None and not name.startswith("plain") else None)
     return name, setup.network_options(name, len(dataset.classes), channels, size, shortcut)
@@ -107,8 +106,8 @@ def _normalisation(source: Any, asked: str | None, dataset: Any) -> tuple[tuple[
     else:
         values = _floats(asked)
     if len(values) != 2 * channels or not all(map(math.isfinite, values)) or min(values[channels:]) <= 0:
-        raise typer.BadParameter(f"{asked!r}: expected imagenet (for 3 channels), train, none, or {channels} means and then "
-                                 f"{channels} positive stds, with commas.", param_hint="--normalize")
+        raise typer.BadParameter(f"{asked!r}: expected imagenet (for 3 channels), train, none, or {channels} means and "
+                                 f"then {channels} positive stds, with commas.", param_hint="--normalize")
     words = {"imagenet": "ImageNet's statistics", "none": "nothing (pixels from 0 to 1)"}
     return tuple(values[:channels]), tuple(values[channels:]), words.get(asked, "given statistics")
 

@@ -11,17 +11,19 @@ from tinyres.cli import setup
 
 def check_gradients(
     model: Annotated[str, typer.Option(help="A network's name, like resnet20.")] = "resnet8",
-    order: Annotated[int, typer.Option(min=1, max=2, help="1: gradients; 2: Hessian-vector products.")] = 1,
-    size: Annotated[int, typer.Option(min=1, help="Height and width of the random images.")] = 16,
-    channels: Annotated[int, typer.Option(min=1, help="Channels of the images.")] = 3,
-    batch: Annotated[int, typer.Option(min=1, help="Images in the batch.")] = 4,
-    classes: Annotated[int, typer.Option(min=1, help="Number of classes.")] = 10,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, images and directions.")] = 0,
+    order: Annotated[int, setup.whole("1: gradients; 2: Hessian-vector products.", 1, 2)] = 1,
+    size: Annotated[int, setup.whole("Height and width of the random images.")] = 16,
+    channels: Annotated[int, setup.whole("Channels of the images.")] = 3,
+    batch: Annotated[int, setup.whole("Images in the batch.")] = 4,
+    classes: Annotated[int, setup.whole("Number of classes.")] = 10,
+    seed: Annotated[int, setup.whole("Of weights, images and directions.", 0)] = 0,
     option: setup.ShortcutOption = None,
     kernels: setup.Kernels = "fast",
     json: setup.Json = False,
 ) -> None:
-    """Check a network's gradients by finite differences, on a float64 copy with random images.
+    """Check gradients by finite differences.
+
+    On a float64 copy of the network, with random images and random directions.
 
     Exit status 1 if the check does not pass.
     """

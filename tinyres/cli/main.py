@@ -21,20 +21,25 @@ from tinyres.cli.train import train_network
 
 # What the library raises when an input, a file or a run is at fault.
 USERS_ERRORS = (ValueError, TypeError, OSError, ArithmeticError, RuntimeError)
-USAGE_ERRORS = tuple(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+# Typer's, by name: some releases take the class from click, some bring their own.
+USAGE_ERRORS: Any = tuple(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 
 class Commands(TyperGroup):
     """The group of commands, with errors in one line."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(self, args: Any = None, prog_name: str | None = None, complete_var: str | None = None,
+             standalone_mode: bool = True, windows_expand_args: bool = True, **extra: Any) -> Any:
+        def run() -> Any:
+            return super(Commands, self).main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **extra)
+            return run()
         try:
-            status = super().main(*args, standalone_mode=False, **extra)
+            status = run()
         except USAGE_ERRORS as error:
             where = getattr(getattr(error, "ctx", None), "command_path", "tinyres")
-            _complain(f"{where}: {error.format_message()} See {where} --help")  # type: ignore[attr-defined]
+            _complain(f"{where}: {error.format_message()} (see {where} --help)")
             sys.exit(2)
         except (typer.Abort, KeyboardInterrupt):
             _complain("tinyres: interrupted")

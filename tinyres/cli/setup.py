@@ -8,13 +8,37 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+
+def whole(help: str, least: int = 1, most: int | None = None) -> Any:
+    """An option whose value is a whole number; its error names the value, which typer's own does not."""
+    return typer.Option(help=help, metavar="N", parser=_number_parser(int, "a whole number", least, most))
+
+
+def number(help: str, least: float = 0.0, most: float | None = None) -> Any:
+    """An option whose value is a finite number."""
+    return typer.Option(help=help, metavar="X", parser=_number_parser(float, "a number", least, most))
+
+
+def _number_parser(kind: Callable[[str], Any], words: str, least: float, most: float | None) -> Callable[[Any], Any]:
+    def parse(text: Any) -> Any:
+        with contextlib.suppress(ValueError):
+            value = kind(text)
+            if math.isfinite(value) and least <= value and (most is None or value <= most):
+                return value
+        bounds = f"from {least:g} to {most:g}" if most is not None else f"of at least {least:g}"
+        raise typer.BadParameter(f"{text!r} is not {words} {bounds}")
+
+    return parse
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no text on stderr.")]

@@ -12,12 +12,15 @@ from tinyres.cli import setup
 def summarise(
     model: Annotated[str, typer.Option(help="A network's name, like resnet20.")],
     input: Annotated[str, typer.Option(help="Channels, height and width of an image.")] = "3,32,32",
-    classes: Annotated[int, typer.Option(min=1, help="Number of classes.")] = 10,
-    batch: Annotated[int, typer.Option(min=1, help="Images in a batch; multiply-adds and bytes are the batch's.")] = 1,
+    classes: Annotated[int, setup.whole("Number of classes.")] = 10,
+    batch: Annotated[int, setup.whole("Images in a batch; multiply-adds and bytes are the batch's.")] = 1,
     option: setup.ShortcutOption = None,
     json: setup.Json = False,
 ) -> None:
-    """Show what a network costs: a row a layer, totals, and which ResNet it is."""
+    """Show what a network costs, layer by layer.
+
+    Parameters, multiply-adds, bytes kept for backward, totals, and which ResNet it is.
+    """
     from tinyres.analysis.summary import summary
 
     shape = _shape(input)

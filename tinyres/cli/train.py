@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import mean, median, stdev
 from typing import Annotated, Any
 
 import typer
@@ -30,46 +30,55 @@ class Recipe:
 
 # The digits' were chosen by cross-validation on the training images alone.
 RECIPES = {
-    "digits": Recipe("resnet8", epochs=30, batch=64, lr=0.1, weight_decay=5e-3),
+    "digits": Recipe("resnet8", epochs=40, batch=64, lr=0.1, weight_decay=1e-2, schedule="cosine"),
     "cifar10": Recipe("resnet20", epochs=30, batch=128, lr=0.1),
     "cifar100": Recipe("resnet20", epochs=30, batch=128, lr=0.1),
 }
-SCHEDULES = ("onecycle", "cosine", "he2015", "constant")
+SCHEDULES = ("cosine", "onecycle", "he2015", "constant")
 KEPT = "config.json"
+
+
+Smoothing = Annotated[float | None, setup.number("Share of the target spread over all classes. Default: 0.", most=1)]
+Augment = Annotated[bool | None, typer.Option("--augment/--no-augment", help="Random crops, and flips but for digits. "
+                                              "Default: on.")]
+Freeze = Annotated[list[str] | None, typer.Option(help="Do not train the parameters whose dotted name matches, like "
+                                                  "'*conv*.weight', or contains, like conv. May be repeated.")]
+Validate = Annotated[bool, typer.Option("--validate", help="Hold back a fixed part of the training images and read it "
+                                        "after every epoch.")]
+Out = Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/DATA-MODEL-seedSEED, or the first of "
+                                          "that name with -2, -3, ... that is not there.")]
+Resume = Annotated[Path | None, typer.Option(help="Go on with the run in this folder, with its options.")]
+ScheduleName = Annotated[str | None, typer.Option(help="cosine, onecycle, constant, or he2015: a tenth of the rate "
+                                                  "after 1/2, a hundredth after 3/4. Default: cosine on digits, else "
+                                                  "onecycle.")]
 
 
 def train_network(
     context: typer.Context,
     data: Annotated[str, typer.Option(help="digits (embedded), cifar10 or cifar100.")] = "digits",
     data_dir: setup.DataDir = None,
-    model: Annotated[str | None, typer.Option(help="A network's name. Default: resnet8 for digits, else resnet20.")] = None,
+    model: Annotated[str | None, typer.Option(help="A network. Default: resnet8 on digits, else resnet20.")] = None,
     option: setup.ShortcutOption = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images. Default: 30.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Images a step. Default: 64 for digits, else 128.")] = None,
-    lr: Annotated[float | None, typer.Option(min=0, help="Learning rate, at its highest. Default: 0.1.")] = None,
-    momentum: Annotated[float | None, typer.Option(min=0, max=0.9999, help="Nesterov's; 0 for none. Default: 0.9.")] = None,
-    weight_decay: Annotated[float | None, typer.Option(min=0, help="Default: 0.005 for digits, else 0.0005.")] = None,
-    schedule: Annotated[str | None, typer.Option(help="onecycle (default), cosine, constant, or he2015: a tenth of the rate "
-                                                      "after 1/2, a hundredth after 3/4.")] = None,
-    label_smoothing: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the target spread over all classes. "
-                                                                             "Default: 0.")] = None,
-    augment: Annotated[bool | None, typer.Option("--augment/--no-augment", help="Random crops, and flips but for digits. "
-                                                                                "Default: on.")] = None,
-    freeze: Annotated[list[str] | None, typer.Option(help="Do not train the parameters whose dotted name matches, like "
-                                                          "'*conv*.weight', or contains, like conv. May be repeated.")] = None,
-    validate: Annotated[bool, typer.Option("--validate", help="Hold back a fixed part of the training images and read it "
-                                                              "after every epoch.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Fixes weights, order and augmentation.")] = 0,
-    seeds: Annotated[int, typer.Option(min=1, help="Train so many networks, with seeds SEED, SEED + 1, ...")] = 1,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/DATA-MODEL-seedSEED, or the first of "
-                                                  "that name with -2, -3, ... that is not there.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder, with its options.")] = None,
-    checkpoint_every: Annotated[int, typer.Option(min=0, help="Save also after so many batches; 0: after epochs only.")] = 0,
+    epochs: Annotated[int | None, setup.whole("Passes over the images. Default: 40 on digits, else 30.")] = None,
+    batch: Annotated[int | None, setup.whole("Images a step. Default: 64 on digits, else 128.")] = None,
+    lr: Annotated[float | None, setup.number("Learning rate, at its highest. Default: 0.1.")] = None,
+    momentum: Annotated[float | None, setup.number("Nesterov's; 0 for none. Default: 0.9.", most=0.9999)] = None,
+    weight_decay: Annotated[float | None, setup.number("Default: 0.01 on digits, else 0.0005.")] = None,
+    schedule: ScheduleName = None,
+    label_smoothing: Smoothing = None,
+    augment: Augment = None,
+    freeze: Freeze = None,
+    validate: Validate = False,
+    seed: Annotated[int, setup.whole("Fixes weights, order and augmentation.", 0)] = 0,
+    seeds: Annotated[int, setup.whole("Train so many networks, with seeds SEED, SEED + 1, ...")] = 1,
+    out: Out = None,
+    resume: Resume = None,
+    checkpoint_every: Annotated[int, setup.whole("Save also after so many batches; 0: after epochs only.", 0)] = 0,
     kernels: setup.Kernels = "fast",
     json: setup.Json = False,
     quiet: setup.Quiet = False,
 ) -> None:
-    """Train a network, and read the test images once, at the end.
+    """Train a network, then test it once.
 
     Without options: a small ResNet on the embedded digits, to more than 98 % of the test images in less than a minute.
     The folder gets config.json, log.csv, log.jsonl, curves.png, a checkpoint and result.json. Accuracy is the last
@@ -80,8 +89,10 @@ def train_network(
         result = run(config, folder, checkpoint_every, resume=True, quiet=quiet)
         return setup.report(result, _sentence(result, folder), json)
     setup.check_data_name(data)
-    given = {"model": model, "epochs": epochs, "batch": batch, "lr": lr, "momentum": momentum, "weight_decay": weight_decay,
-             "schedule": schedule, "label_smoothing": label_smoothing, "augment": augment}
+    given: dict[str, Any] = {
+        "model": model, "epochs": epochs, "batch": batch, "lr": lr, "momentum": momentum, "weight_decay": weight_decay,
+        "schedule": schedule, "label_smoothing": label_smoothing, "augment": augment,
+    }
     recipe = replace(RECIPES[data], **{key: value for key, value in given.items() if value is not None})
     if recipe.schedule not in SCHEDULES:
         raise typer.BadParameter(f"{recipe.schedule!r} is none of {', '.join(SCHEDULES)}.", param_hint="--schedule")
@@ -125,10 +136,14 @@ def run(config: dict[str, Any], folder: Path, checkpoint_every: int, resume: boo
         loader = datasets.Loader(training, config["batch"], True, config["seed"], transforms, drop_last=True)
     optimizer, schedule = _optimizer(model, config, len(loader))
     if not resume:
-        config = config | {"network": options, "normalisation": {"mean": list(training.mean), "std": list(training.std)},
-                           "threads": setup.threads(), "versions": setup.versions()}
+        statistics = {"mean": training.mean.tolist(), "std": training.std.tolist()}
+        config = config | {"network": options, "normalisation": statistics, "threads": setup.threads(),
+                           "versions": setup.versions()}
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / KEPT, setup.pretty(config))
+    elif config["threads"] != setup.threads():
+        setup.say(f"this run began with {config['threads']} threads and goes on with {setup.threads()}: the last bits "
+                  "will differ from an unbroken run's", quiet)
     count = sum(p.data.size for p in model.parameters())
     setup.say(f"{config['model']} ({count:,} parameters) on {len(training):,} images of {config['data']}; kernels "
               f"{config['kernels']}, {setup.threads()} threads, seed {config['seed']}; {folder}", quiet)
@@ -143,7 +158,7 @@ def run(config: dict[str, Any], folder: Path, checkpoint_every: int, resume: boo
     draw_curves(rows, folder / "curves.png", f"{config['model']} on {config['data']}, seed {config['seed']}")
     result = {"accuracy": found.accuracy, "correct": found.correct, "n": found.n, "loss": found.loss,
               "seed": config["seed"], "epochs": config["epochs"], "seconds": round(time.perf_counter() - began, 2),
-              "images_per_second": statistics.median(row["images_per_second"] for row in rows), "out": str(folder)}
+              "images_per_second": median(row["images_per_second"] for row in rows), "out": str(folder)}
     write_atomically(folder / "result.json", setup.pretty(result))
     return result
 
@@ -210,19 +225,19 @@ def _given(context: typer.Context, name: str) -> bool:
 
 
 def _sentence(result: dict[str, Any], folder: Path) -> str:
-    return (f"test accuracy {result['accuracy']:.2%} ({result['correct']:,} of {result['n']:,}), loss {result['loss']:.4f}; "
-            f"seed {result['seed']}, {result['epochs']} epochs, {result['seconds']:.1f} s, "
+    return (f"test accuracy {result['accuracy']:.2%} ({result['correct']:,} of {result['n']:,}), loss "
+            f"{result['loss']:.4f}; seed {result['seed']}, {result['epochs']} epochs, {result['seconds']:.1f} s, "
             f"{result['images_per_second']:,.0f} images/s; {folder}")
 
 
 def _report_seeds(results: list[dict[str, Any]], as_json: bool) -> None:
     """Mean and sample standard deviation over the seeds, and the worst."""
     accuracies = [result["accuracy"] for result in results]
-    mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
-    total = {"accuracy": mean, "deviation": deviation, "worst": min(accuracies), "accuracies": accuracies,
+    average, deviation = mean(accuracies), stdev(accuracies)
+    total = {"accuracy": average, "deviation": deviation, "worst": min(accuracies), "accuracies": accuracies,
              "seed": results[0]["seed"], "seeds": len(results), "epochs": results[0]["epochs"],
              "seconds": round(sum(result["seconds"] for result in results), 2),
-             "images_per_second": statistics.median(result["images_per_second"] for result in results),
+             "images_per_second": median(result["images_per_second"] for result in results),
              "out": [result["out"] for result in results]}
-    setup.report(total, f"test accuracy {mean:.2%}, deviation {deviation:.2%}, worst {min(accuracies):.2%} of "
+    setup.report(total, f"test accuracy {average:.2%}, deviation {deviation:.2%}, worst {min(accuracies):.2%} of "
                         f"{len(results)} seeds; {total['seconds']:.1f} s", as_json)

@@ -415,6 +415,8 @@ def relu(x: Any) -> Any:
 def relu_(x: Tensor) -> Tensor:
     """relu in place: x itself is changed and returned. Right only where nobody kept the old x for backward; an op that
     did says so in backward()."""
+    if state.choices is not None:
+        return MulInplace.apply(x, state.choices.take("relu_", raw(x) > 0).astype(x.dtype))
     return ReluInplace.apply(x)
 
 

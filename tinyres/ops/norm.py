@@ -114,7 +114,7 @@ def batch_norm(x: Any, running_mean: Any = None, running_var: Any = None, weight
     weight = xp.ones(C, array.dtype) if weight is None else weight
     bias = xp.zeros(C, array.dtype) if bias is None else bias
     options = {"mean": mean, "var": var, "training": training, "eps": float(eps)}
-    if relu and state.choices is not None:
+    if relu and state.choices is not None and not state.unfused:  # the spec's own relu asks for its choice
         if state.choices.frozen:
             y = BatchNorm.apply(x, weight, bias, add, relu=False, **options)
             return where(state.choices.take("batch_norm", raw(y) > 0), y, 0.0)

@@ -167,7 +167,7 @@ def _windows(op: str, x: Any, kernel: Pair, stride: Pair | None, padding: Pair, 
                              f"with padding {padding}; use a smaller window")
         n = n - 1 if (n - 1) * s >= size + p else n  # no window starts in the padding on the right
         if d > 1 and not all(any(0 <= i * s - p + t * d < size for t in range(k)) for i in range(n)):
-            raise ValueError(f"{op}: with padding {padding} and dilation {dilation} a window of {kernel} sees nothing of "
-                             f"the image {tuple(x.shape)} but padding; pad less")
+            raise ValueError(f"{op}: with padding {padding} and dilation {dilation} a window of {kernel} sees "
+                             f"nothing of the image {tuple(x.shape)} but padding; pad less")
         output.append(n)
     return kernel, stride, padding, dilation, tuple(output)

@@ -44,7 +44,8 @@ class Amax(Function):
 
 def _reduced(x: Any, dim: Dim, name: str) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """dims to reduce, the shape with them kept as 1, the shape with them dropped"""
-    dims = tuple(range(x.ndim)) if dim is None else _dims(name, (dim,) if hasattr(dim, "__index__") else tuple(dim), x.ndim)
+    named = range(x.ndim) if dim is None else (dim,) if hasattr(dim, "__index__") else dim
+    dims = _dims(name, tuple(named), x.ndim)
     kept = tuple(1 if i in dims else n for i, n in enumerate(x.shape))
     return dims, kept, tuple(n for i, n in enumerate(x.shape) if i not in dims)
 
