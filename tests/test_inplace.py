@@ -97,7 +97,6 @@ def test_inplace_under_create_graph_adds():
     np.testing.assert_allclose(second.numpy(), 4 * w.numpy())
 
 
-@pytest.mark.xfail(reason="mul_ keeps a copy of its old value, which is a constant to the second derivative")
 def test_mul_inplace_under_create_graph():
     """f = (x w)**2 with x w made in place: d2f / dw dx = 4 x w."""
     x, w = pair()

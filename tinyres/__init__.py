@@ -16,3 +16,15 @@ from tinyres.state import enable_grad, is_grad_enabled, no_grad, unfused
 from tinyres.tensor import Function, Tensor
 
 __version__ = "0.1.0"
+
+_LAZY = {"gradcheck": "tinyres.analysis.gradcheck", "summary": "tinyres.analysis.summary"}
+
+
+def __getattr__(name: str) -> object:
+    import importlib
+
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in ("analysis", "data", "models", "nn", "optim", "train", "weights"):
+        return importlib.import_module(f"tinyres.{name}")
+    raise AttributeError(f"module 'tinyres' has no attribute '{name}'")

@@ -14,6 +14,17 @@ from tinyres.operands import kind
 from tinyres.state import setting, state
 
 
+class Node:
+    """What the engine notes on a Function when it becomes part of a graph."""
+
+    params: dict[str, Any]    # the op's options
+    edges: tuple[Any, ...]    # the node of each input, None where no gradient is wanted
+    shape: tuple[int, ...]    # of the output
+    dtype: Any
+    needs: tuple[bool, ...]   # per input, in this pass
+    linking: bool = False     # whether this pass records its rules (create_graph)
+
+
 def topological_order(roots: Sequence[Any], stop: frozenset = frozenset()) -> list[Any]:
     """Every node that `roots` depend on, each after all of its consumers (Kahn 1962), without recursion."""
     consumers = dict.fromkeys(roots, 0)

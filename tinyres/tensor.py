@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from tinyres.graph import Event, Handle, Saved, Version, exhaust, hooked, leading_to, share_version, topological_order
+from tinyres import graph
+from tinyres.graph import Event, Handle, Node, Saved, Version
 from tinyres.kernels import layout
 from tinyres.operands import arrays_of, check_gradients, check_inplace, one_array, seed
 from tinyres.state import setting, state
@@ -76,7 +77,7 @@ class Tensor:
         `create_graph` the gradients can themselves be differentiated. Raises RuntimeError if nothing here requires a
         gradient, if the graph was freed, or if a kept array was changed in place since.
         """
-        exhaust(self.backward_steps(grad, create_graph if retain_graph is None else retain_graph, create_graph))
+        graph.exhaust(self.backward_steps(grad, create_graph if retain_graph is None else retain_graph, create_graph))
 
     def backward_steps(self, grad: Any = None, retain_graph: bool = True,
                        create_graph: bool = False) -> Iterator[Event]:
@@ -120,7 +121,7 @@ class Tensor:
         self.version.writer = writer
 
 
-class Function:
+class Function(Node):
     """One op. Each call is a fresh instance, which becomes a node of the graph.
 
     A subclass writes `forward(self, *arrays, **params)` on arrays and `backward(self, grad)`, which returns one
@@ -170,7 +171,7 @@ class Function:
         if cls.inplace:
             result.bump(cls.name)
         else:
-            share_version(result, inputs)
+            graph.share_version(result, inputs)
         if tracked and result.dtype.kind == "f":
             node.edges, node.shape, node.dtype = edges, result.shape, result.dtype
             node._saved = [Saved(a, inputs, arrays, result) for a in node._saved]
@@ -194,7 +195,7 @@ class Function:
     def _linked(self, kept: Saved) -> Any:
         if kept.version is None:
             return kept.array
-        edge = self if kept.origin == -1 else self.edges[kept.origin]
+        edge = self if kept.origin == -1 else self.edges[int(kept.origin or 0)]
         if isinstance(edge, Tensor):
             return edge
         out = Tensor(kept.array)
@@ -220,15 +221,15 @@ def walk(outputs: Sequence[Tensor], grads: Sequence[Any], wanted: set | None, re
     for output, grad in zip(outputs, grads, strict=True):
         start = seed(output, grad)
         _contribute(totals, output.edge, _as_tensor(start) if create_graph else _array(start), False)
-    order = topological_order([output.edge for output in outputs], stop)
-    leading = None if wanted is None else leading_to(wanted, order, stop)
+    order = graph.topological_order([output.edge for output in outputs], stop)
+    leading = None if wanted is None else graph.leading_to(wanted, order, stop)
     found, leaves = {}, []
     for node in order:
         if node not in totals or (leading is not None and node not in leading):
             continue
         grad, owned = totals.pop(node)
         for hook in tuple(node.hooks):
-            grad, owned = hooked(node, hook, _as_tensor(grad), create_graph), False
+            grad, owned = graph.hooked(node, hook, _as_tensor(grad), create_graph), False
         if state.debug is not None:
             state.debug.arrived(order, node, grad)
         yield Event("ready", node, grad)

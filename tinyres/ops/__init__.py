@@ -166,7 +166,7 @@ def _requires_grad(self: Tensor, value: bool = True) -> Tensor:
 def _iter(self: Tensor) -> Any:
     if not self.ndim:
         raise TypeError("a tensor without dimensions cannot be iterated over; use item()")
-    return (self[i] for i in range(self.shape[0]))
+    return (getitem(self, i) for i in range(self.shape[0]))
 
 
 for _name, _fn in {

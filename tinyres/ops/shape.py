@@ -16,8 +16,6 @@ from tinyres.tensor import Function, Tensor
 
 
 class Reshape(Function):
-    view = True
-
     def forward(self, x: Any, *, shape: tuple[int, ...]) -> Any:
         self.input_shape = x.shape
         out = x.reshape(shape)
@@ -28,8 +26,6 @@ class Reshape(Function):
 
 
 class Permute(Function):
-    view = True
-
     def forward(self, x: Any, *, dims: tuple[int, ...]) -> Any:
         return x.transpose(dims)
 
