@@ -187,7 +187,8 @@ WRONG = {
     "none": (lambda g, y: None, "the gradient is None"),
     "term": (lambda g, y: g, "neither a sign nor a factor"),
     "not a number": (lambda g, y: ops.mul(g, np.full(g.shape, np.nan)), "the gradient is not finite"),
-    "slightly": (lambda g, y: ops.mul(right(g, y), 1.0001), "neither a sign nor a factor"),
+    "slightly": (lambda g, y: ops.mul(right(g, y), 1.0001), "nearly right"),
+    "float32": (lambda g, y: raw(right(g, y)).astype("float32").astype("float64"), "nearly right"),
 }
 
 
@@ -201,6 +202,11 @@ def test_wrong_rules_fail_and_are_named(kind, mode, monkeypatch):
     assert only_wrong(result, "input 0"), str(result)
     (line,) = [text for text in result.failures if text.startswith("input 0")]
     assert words in line and "analytic" in line and "numeric" in line and line in str(result)
+
+
+def test_other_factors_are_named_where_several_numbers_agree(monkeypatch):
+    monkeypatch.setattr(Tanh, "wrong", staticmethod(lambda g, y: ops.mul(right(g, y), 3.0)))
+    assert "3 times the right value, everywhere" in gradcheck(lambda x: Tanh.apply(x), normal(6)).failures[0]
 
 
 def test_a_gradient_where_there_is_none_fails():

@@ -16,6 +16,7 @@ CAUSES = (
     (2.0, "twice the right value: something is counted twice, or a factor is wrong"),
     (0.5, "half the right value: one of two uses is dropped, or a factor is wrong"),
     (0.0, "zero, though f depends on it: its contribution is dropped"),
+    (1.0, "nearly right: a small term is wrong, or something inside is computed in float32"),
 )
 
 
@@ -95,6 +96,8 @@ class Comparison:
             for value, words in CAUSES:
                 if abs(ratio - value) < CLEAR:
                     return words
+            if sum(getattr(p.analytic, "size", 1) for p in self.probes) > 1:
+                return f"{ratio:.4g} times the right value, everywhere: a factor is wrong"
         return "neither a sign nor a factor: a term is missing or too much, an axis is swapped, or an index is off"
 
 
