@@ -188,7 +188,7 @@ WRONG = {
     "term": (lambda g, y: g, "neither a sign nor a factor"),
     "not a number": (lambda g, y: ops.mul(g, np.full(g.shape, np.nan)), "the gradient is not finite"),
     "slightly": (lambda g, y: ops.mul(right(g, y), 1.0001), "nearly right"),
-    "float32": (lambda g, y: raw(right(g, y)).astype("float32").astype("float64"), "nearly right"),
+    "float16": (lambda g, y: raw(right(g, y)).astype("float16").astype("float64"), "nearly right"),
 }
 
 

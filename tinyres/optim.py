@@ -52,8 +52,6 @@ class Optimizer:
         self.param_groups: list[dict[str, Any]] = []
         self.state: dict[Tensor, dict[str, Any]] = {}
         self._audited = False
-        # Leaves that other business reached before are none of this optimizer's: its audit leaves them out.
-        self._reached_before = weakref.WeakValueDictionary(reached_leaves)
         if isinstance(parameters, (Tensor, nn.Module, Mapping)):
             raise TypeError(f"{self._name}: expected an iterable of parameters, got {type(parameters).__name__}: pass "
                             "model.parameters(), or a list")
@@ -147,7 +145,7 @@ class Optimizer:
         without = [_label(p) for p in self.parameters() if p.requires_grad and p.grad is None]
         strays = sorted(_label(p) for i, p in list(reached_leaves.items())
                         if isinstance(p, nn.Parameter) and p.requires_grad and p.grad is not None
-                        and i not in _held and i not in self._reached_before)
+                        and i not in _held)
         lines = []
         if without and not any(p.grad is not None for p in self.parameters()):
             lines.append("no parameter has a gradient: call loss.backward() before step()")

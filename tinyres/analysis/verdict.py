@@ -16,7 +16,7 @@ CAUSES = (
     (2.0, "twice the right value: something is counted twice, or a factor is wrong"),
     (0.5, "half the right value: one of two uses is dropped, or a factor is wrong"),
     (0.0, "zero, though f depends on it: its contribution is dropped"),
-    (1.0, "nearly right: a small term is wrong, or something inside is computed in float32"),
+    (1.0, "nearly right: a small term is wrong, or something inside has fewer digits"),
 )
 
 
