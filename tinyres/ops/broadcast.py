@@ -13,6 +13,8 @@ from tinyres.tensor import Function
 
 
 class BroadcastTo(Function):
+    """x repeated to a larger shape;  dx = g summed over the repeats."""
+
     fresh = True
 
     def forward(self, x: Any, *, shape: tuple[int, ...]) -> Any:
@@ -26,6 +28,8 @@ class BroadcastTo(Function):
 
 
 class SumTo(Function):
+    """x summed to a smaller shape;  dx = g repeated."""
+
     fresh = True
 
     def forward(self, x: Any, *, shape: tuple[int, ...]) -> Any:

@@ -21,6 +21,8 @@ Pair = Any  # an int, or (vertical, horizontal)
 
 
 class Conv2d(Function):
+    """y = x * w;  dx and dw by its two adjoints."""
+
     fresh = True
 
     def forward(self, x: Any, w: Any, **geometry: Any) -> Any:
@@ -34,6 +36,8 @@ class Conv2d(Function):
 
 
 class Conv2dInputGrad(Function):
+    """The adjoint of Conv2d in x."""
+
     fresh = True
 
     def forward(self, g: Any, w: Any, *, x_shape: Any, **geometry: Any) -> Any:
@@ -48,6 +52,8 @@ class Conv2dInputGrad(Function):
 
 
 class Conv2dWeightGrad(Function):
+    """The adjoint of Conv2d in w."""
+
     fresh = True
 
     def forward(self, x: Any, g: Any, *, w_shape: Any, **geometry: Any) -> Any:

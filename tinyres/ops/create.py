@@ -16,6 +16,8 @@ GPU_HELP = ("a GPU needs NVIDIA's driver and CuPy: pip install 'tinyres[cuda13]'
 
 
 class AsType(Function):
+    """x in another dtype;  dx = g in the old one."""
+
     def forward(self, x: Any, *, dtype: Any) -> Any:
         self.input_dtype = x.dtype
         return x.astype(dtype)
@@ -25,6 +27,8 @@ class AsType(Function):
 
 
 class To(Function):
+    """x on another device;  dx = g on the old one."""
+
     def forward(self, x: Any, *, device: str) -> Any:
         self.origin = device_of(x)
         return move(x, device)

@@ -61,6 +61,8 @@ def broadcasting(op: str, fn: Callable, *operands: Any) -> Any:
 
 
 class Add(Binary):
+    """y = a + b;  da = g, db = g."""
+
     fresh = False  # the upstream gradient itself is handed on, to both sides
 
     def forward(self, a: Any, b: Any) -> Any:
@@ -71,6 +73,8 @@ class Add(Binary):
 
 
 class Sub(Binary):
+    """y = a - b;  da = g, db = -g."""
+
     fresh = False
 
     def forward(self, a: Any, b: Any) -> Any:
@@ -82,6 +86,8 @@ class Sub(Binary):
 
 
 class Mul(Binary):
+    """y = a b;  da = g b, db = g a."""
+
     def forward(self, a: Any, b: Any) -> Any:
         a, b = self.operands(a, b)
         self.save(a, b)
@@ -94,6 +100,8 @@ class Mul(Binary):
 
 
 class Div(Binary):
+    """y = a / b;  da = g / b, db = -g a / b**2."""
+
     def forward(self, a: Any, b: Any) -> Any:
         a, b = self.operands(a, b)
         self.save(a, b)
@@ -106,6 +114,8 @@ class Div(Binary):
 
 
 class Pow(Binary):
+    """y = a**b;  da = g b a**(b-1), db = g y log a."""
+
     def forward(self, a: Any, b: Any) -> Any:
         a, b = self.operands(a, b)
         out = self.run(operator.pow, a, b)
@@ -149,6 +159,8 @@ class Maximum(Binary):
 
 
 class Minimum(Maximum):
+    """The smaller operand gets the gradient; equal ones get half each."""
+
     pick = staticmethod(operator.lt)
 
 
@@ -157,6 +169,8 @@ def _float_dtype(a: Any, b: Any) -> Any:
 
 
 class Where(Function):
+    """y = a where the mask is true, else b; each side gets g where it was taken."""
+
     fresh = True
 
     def forward(self, mask: Any, a: Any, b: Any) -> Any:
@@ -175,6 +189,8 @@ class Where(Function):
 
 
 class Neg(Function):
+    """y = -x;  dx = -g."""
+
     fresh = True
 
     def forward(self, x: Any) -> Any:
@@ -185,6 +201,8 @@ class Neg(Function):
 
 
 class Exp(Function):
+    """y = exp x;  dx = g y."""
+
     fresh = True
 
     def forward(self, x: Any) -> Any:
@@ -198,6 +216,8 @@ class Exp(Function):
 
 
 class Log(Function):
+    """y = log x;  dx = g / x."""
+
     fresh = True
 
     def forward(self, x: Any) -> Any:
@@ -210,6 +230,8 @@ class Log(Function):
 
 
 class Sqrt(Function):
+    """y = sqrt x;  dx = g / (2 y)."""
+
     fresh = True
 
     def forward(self, x: Any) -> Any:
@@ -223,6 +245,8 @@ class Sqrt(Function):
 
 
 class Tanh(Function):
+    """y = tanh x;  dx = g (1 - y**2)."""
+
     fresh = True
 
     def forward(self, x: Any) -> Any:
@@ -236,6 +260,8 @@ class Tanh(Function):
 
 
 class Sigmoid(Function):
+    """y = 1 / (1 + exp(-x));  dx = g y (1 - y)."""
+
     fresh = True
 
     def forward(self, x: Any) -> Any:
@@ -250,6 +276,8 @@ class Sigmoid(Function):
 
 
 class Abs(Function):
+    """y = |x|;  dx = g sign x."""
+
     fresh = True
 
     def forward(self, x: Any) -> Any:
@@ -280,6 +308,8 @@ class Relu(Function):
 
 
 class ReluInplace(Relu):
+    """Relu written into its input; its rule needs only the output, so the input may go."""
+
     name = "relu_"
     inplace = True
 
@@ -290,6 +320,8 @@ class ReluInplace(Relu):
 
 
 class AddInplace(Add):
+    """a += b, with the rule of Add."""
+
     name = "add_"
     inplace = True
 
@@ -300,6 +332,8 @@ class AddInplace(Add):
 
 
 class MulInplace(Mul):
+    """a *= b, with the rule of Mul on the old a, of which it keeps a copy."""
+
     name = "mul_"
     inplace = True
 

@@ -17,6 +17,8 @@ from tinyres.tensor import Function
 
 
 class MaxPool2d(Function):
+    """The maximum of each window; its rule scatters g to the index of the maximum."""
+
     fresh = True
 
     def forward(self, x: Any, *, pool: Any) -> Any:
@@ -30,6 +32,8 @@ class MaxPool2d(Function):
 
 
 class GatherHW(Function):
+    """y = x at an index per element; its adjoint is ScatterHW."""
+
     name = "gather_hw"
     fresh = True
 
@@ -42,6 +46,8 @@ class GatherHW(Function):
 
 
 class ScatterHW(Function):
+    """The adjoint of GatherHW: adds each value at its index."""
+
     name = "scatter_hw"
     fresh = True
 
@@ -53,6 +59,8 @@ class ScatterHW(Function):
 
 
 class AvgPool2d(Function):
+    """The mean of each window, linear in x."""
+
     fresh = True
 
     def forward(self, x: Any, *, output: Any, **window: Any) -> Any:
@@ -64,6 +72,8 @@ class AvgPool2d(Function):
 
 
 class AvgPool2dInputGrad(Function):
+    """The adjoint of AvgPool2d: spreads each value over its window."""
+
     fresh = True
 
     def forward(self, g: Any, *, x_shape: Any, **window: Any) -> Any:

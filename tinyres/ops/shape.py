@@ -16,6 +16,8 @@ from tinyres.tensor import Function, Tensor
 
 
 class Reshape(Function):
+    """The same elements in another shape; dx is g in the old one."""
+
     def forward(self, x: Any, *, shape: tuple[int, ...]) -> Any:
         self.input_shape = x.shape
         out = x.reshape(shape)
@@ -26,6 +28,8 @@ class Reshape(Function):
 
 
 class Permute(Function):
+    """Dimensions reordered; dx by the inverse order."""
+
     def forward(self, x: Any, *, dims: tuple[int, ...]) -> Any:
         return x.transpose(dims)
 
@@ -44,6 +48,8 @@ class ChannelsLast(Function):
 
 
 class GetItem(Function):
+    """y = x[index];  dx = zeros with g added at the index."""
+
     def forward(self, x: Any, *, index: Any) -> Any:
         self.input_shape = x.shape
         return x[index]
@@ -98,6 +104,8 @@ class Scatter(Function):
 
 
 class Pad(Function):
+    """x inside a frame of one value;  dx = g without the frame."""
+
     def forward(self, x: Any, *, before: tuple[int, ...], shape: tuple[int, ...], value: float) -> Any:
         self.inside = tuple(slice(b, b + n) for b, n in zip(before, x.shape, strict=True))
         out = _zeros(x, shape)
@@ -111,6 +119,8 @@ class Pad(Function):
 
 
 class Concat(Function):
+    """Arrays joined;  each dx is its slice of g."""
+
     def forward(self, *xs: Any, dim: int) -> Any:
         self.ends = np.cumsum([x.shape[dim] for x in xs]).tolist()
         xp = array_module(xs[0])
