@@ -94,9 +94,13 @@ class Mul(Binary):
         return self.run(operator.mul, a, b)
 
     def backward(self, grad: Any) -> Any:
-        a, b = self.saved
+        a, b = self.factors()
         return (sum_to(mul(grad, b), self.shapes[0]) if self.needs[0] else None,
                 sum_to(mul(grad, a), self.shapes[1]) if self.needs[1] else None)
+
+    def factors(self) -> Any:
+        """Both operands as they were before the op."""
+        return self.saved
 
 
 class Div(Binary):
@@ -343,13 +347,12 @@ class MulInplace(Mul):
         self.save(a.copy(order="K"), b)  # the rule for b needs a as it was
         return _into(self.name, operator.imul, a, b)
 
-    def backward(self, grad: Any) -> Any:
+    def factors(self) -> Any:
         a, b = self.saved
         if self.linking and self.edges[0] is not None:  # the copy stands for the old value of the first input
             a = Tensor(a)
             a.node = self.edges[0]
-        return (sum_to(mul(grad, b), self.shapes[0]) if self.needs[0] else None,
-                sum_to(mul(grad, a), self.shapes[1]) if self.needs[1] else None)
+        return a, b
 
 
 def _fitting(name: str, a: Any, b: Any) -> Any:
