@@ -407,7 +407,8 @@ def test_an_element_on_a_kink_is_inconclusive_not_passed():
 
 
 @pytest.mark.parametrize("f", [
-    ops.abs, lambda x: ops.maximum(x, 0.0), lambda x: ops.clamp(x, 0.0), lambda x: ops.amax(x, 0),
+    ops.abs, lambda x: ops.relu_(x * 1.0), lambda x: ops.maximum(x, 0.0), lambda x: ops.clamp(x, 0.0),
+    lambda x: ops.amax(x, 0),
     lambda x: ops.max_pool2d(ops.reshape(x, (1, 1, 1, 2)), (1, 2)),
 ])
 def test_kinks_of_other_ops_are_noticed(f):
