@@ -25,3 +25,13 @@ def torch():
         pytest.skip("PyTorch is not installed, so nothing was compared with it: pip install torch")
     module.set_num_threads(1)
     return module
+
+
+@pytest.fixture(autouse=True)
+def same_kernels_after_each_test():
+    """A command run inside the process chooses the kernel set for good: undo that, or later tests check other kernels."""
+    from tinyres import kernels
+
+    before = kernels.current()
+    yield
+    kernels.use_kernels(before)

@@ -9,7 +9,7 @@ import pytest
 import tinyres as tr
 from tinyres import models, nn, ops, random
 from tinyres.analysis.gradcheck import ALL, gradcheck
-from tinyres.analysis.subject import Choices
+from tinyres.analysis.subject import Choices, Subject
 from tinyres.ops.conv import Conv2d
 from tinyres.ops.elementwise import raw
 from tinyres.ops.norm import BatchNorm
@@ -89,6 +89,8 @@ def test_modules_among_the_inputs_are_variables_too():
     assert result and set(result.errors[1]) == {ALL, "input 1", "weight", "bias"}
     two = gradcheck(lambda m, n, x: n(ops.tanh(m(x))), model, nn.Linear(4, 2), images)
     assert two and set(two.errors[1]) >= {"module 0.weight", "module 1.weight"}
+    same = gradcheck(lambda m, n, x: n(ops.tanh(m(x))), square := nn.Linear(3, 3), square, images)
+    assert same and list(same.errors[1]) == [ALL, "input 2", "module 0.weight", "module 0.bias"]
 
 
 class Twice(nn.Module):
@@ -127,6 +129,36 @@ def test_a_module_passes_in_both_modes_and_is_left_untouched(training):
     assert all(np.array_equal(before[name], after[name]) and after[name].dtype == before[name].dtype for name in before)
     assert all(p.grad is None for p in model.parameters()) and np.array_equal(x, kept)
     assert model.training is training and random.get_state() == random_state and state.choices is None
+
+
+def test_buffers_are_set_back_before_each_evaluation():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", np.zeros(()))
+
+        def forward(self, x):
+            self.calls.data += 1.0
+            return x * x * self.calls
+
+    model = Counting()
+    assert gradcheck(model, normal(3), order=(1, 2)) and model.calls.item() == 0
+
+
+def test_outputs_are_weighted_unevenly():
+    subject = Subject(ops.tanh, [normal(100)], np.random.default_rng(0), 0.0)
+    subject.outputs()
+    sizes = abs(subject.weights[0])
+    assert 0.5 <= sizes.min() < 0.6 and 1.4 < sizes.max() <= 1.5 and 30 < (subject.weights[0] > 0).sum() < 70
+
+
+def test_a_direction_has_norm_1_and_equal_shares():
+    subject = Subject(lambda *inputs: inputs[0], [normal(2, 3, 4, 4), normal(1), normal(200)],
+                      np.random.default_rng(0), 0.0)
+    norms = [np.linalg.norm(d) for d in subject.direction()]
+    assert np.allclose(norms, 3**-0.5)
+    some = subject.direction(subject.variables[1:])
+    assert some[0] is None and np.allclose([np.linalg.norm(d) for d in some[1:]], 2**-0.5)
 
 
 def test_it_runs_also_where_gradients_are_switched_off():
@@ -295,7 +327,7 @@ def test_a_convolution_whose_weight_gets_no_gradient_fails():
 
     result = gradcheck(Cut(2, 3, 3), normal(2, 2, 5, 5))
     assert only_wrong(result, "weight") and "weight: relative error 1.0e+00; analytic 0" in result.failures[0]
-    assert "the gradient is None" in result.failures[0]
+    assert "the gradient is None" in result.failures[0] and not result.notes
 
 
 def test_an_output_cut_off_from_everything_fails():
@@ -432,6 +464,12 @@ def test_directions_that_all_cross_kinks_are_inconclusive():
     assert result.verdict == "inconclusive" and result.redrawn == 36 and "crossed a kink" in str(result)
 
 
+def test_one_clean_direction_is_enough():
+    results = [gradcheck(ops.relu, np.array([1.0, 1e-9]), mode="directions", seed=seed) for seed in range(10)]
+    assert any(r.passed and r.redrawn >= 12 for r in results) and any(r.verdict == "inconclusive" for r in results)
+    assert all(r.verdict == ("passed" if ALL in r.errors[1] else "inconclusive") for r in results)
+
+
 def test_a_kink_that_no_op_recorded_is_recognised():
     class Hinge(Function):
         def forward(self, x):
@@ -471,6 +509,9 @@ def test_strong_curvature_is_extrapolated_away(monkeypatch):
     assert gradcheck(lambda x: ops.exp(x * 300.0), x, order=(1, 2)).max_relative_error < 1e-9
     monkeypatch.setattr(Tanh, "wrong", staticmethod(lambda g, y: ops.mul(right(g, y), 1.0 + 2e-5)))
     assert not gradcheck(lambda x: Tanh.apply(ops.exp(x * 30.0)), x)
+    monkeypatch.setattr(Tanh, "wrong", staticmethod(lambda g, y: ops.neg(right(g, y))))
+    curved = gradcheck(lambda x: Tanh.apply(ops.exp(x * 3000.0) * 0.1), np.array([1e-4]))
+    assert "the sign is wrong" in curved.failures[0]  # and not a kink
 
 
 def test_rounding_noise_is_measured_and_allowed_for():

@@ -38,11 +38,10 @@ ALL = "all variables together"
 FEW_ELEMENTS = 500  # functions of at most so many numbers are checked element by element
 FEW_VALUES = 8      # a batch norm in training with fewer values per channel is too curved for a difference
 GROUP = 8           # neighbouring variables that are checked at a time
-DRAWS, SHRINK = 12, 0.7               # tries to find a direction without kinks, and the factor of the step between them
+DRAWS, SHRINK = 12, 0.5               # tries to find a direction without kinks, and the factor of the step between them
 ELEMENT_DRAWS, ELEMENT_SHRINK = 5, 0.25  # an element is one direction: only the step can change
 ROUNDING = 5        # how often the estimate of an evaluation's rounding error can be exceeded, as seen on networks
 EPS = float(np.finfo(np.float64).eps)
-SMALL = 1e-3        # a derivative below this share of its variable's usual ones has accidentally few digits
 
 
 def gradcheck(f: Callable | Module, *inputs: Any, order: int | Sequence[int] = 1, mode: str | None = None,
@@ -84,8 +83,10 @@ def gradcheck(f: Callable | Module, *inputs: Any, order: int | Sequence[int] = 1
                 small = sum(v.base.size for v in subject.variables) <= FEW_ELEMENTS
                 mode = "elements" if small and not any(isinstance(m, Module) for m in (f, *inputs)) else "directions"
             check = Check(subject, step, tolerance)
-            if 1 in orders:
-                check.elements() if mode == "elements" else check.directions(directions)
+            if 1 in orders and mode == "elements":
+                check.elements()
+            elif 1 in orders:
+                check.directions(directions)
             if 2 in orders:
                 check.second_order(each_element(subject) if mode == "elements" else
                                    ((subject.direction(), "") for _ in range(directions)))
@@ -162,7 +163,7 @@ class Check:
         loud: list[Variable] = []
         quiet: list[Variable] = []
         for v, g in zip(self.subject.variables, self.gradient, strict=True):
-            (loud if _typical([g]) > self._noise(self.step) else quiet).append(v)
+            (loud if _typical(g) > self._noise(self.step) else quiet).append(v)
         for group in [loud[i:i + GROUP] for i in range(0, len(loud), GROUP)] + [[v] for v in quiet]:
             self._take_apart(group)
 
@@ -205,18 +206,17 @@ class Check:
         """
         pairs = [(g, d) for g, d in zip(self.gradient, direction, strict=True) if d is not None]
         analytic = sum(_sum([g * d]) for g, d in pairs if g is not None)
-        missing, usual = all(g is None for g, _ in pairs), SMALL * _typical([g for g, _ in pairs])
+        missing = all(g is None for g, _ in pairs)
         measured = self._slope(direction, step, choices)
         if measured is None:
             return None
         numeric, gap = measured
         noise = self._noise(step)
-        probe = Probe(analytic, numeric, max(noise / self.tolerance, usual), noise, place, missing)
+        probe = Probe(analytic, numeric, noise / self.tolerance, noise, place, missing)
         halved = None if probe.error <= self.tolerance else self._slope(direction, step / 2, choices)
         if halved is not None:
             probe.kink = abs(halved[1]) > max(0.75 * abs(gap), 0.01 * abs(numeric), probe.floor)
-            probe.noise = 3 * noise
-            probe.floor = max(probe.noise / self.tolerance, usual)
+            probe.noise, probe.floor = 3 * noise, 3 * noise / self.tolerance
             probe.numeric = numeric if probe.kink else (4 * halved[0] - numeric) / 3
         return probe
 
@@ -291,7 +291,6 @@ def _sum(arrays: Any) -> float:
     return sum((float(a.sum()) for a in arrays), 0.0)
 
 
-def _typical(gradients: Sequence[Any]) -> float:
+def _typical(gradient: Any) -> float:
     """The root mean square of the elements: what a direction of norm 1 is expected to give."""
-    known = [g for g in gradients if g is not None]
-    return (_sum(g * g for g in known) / sum(g.size for g in known)) ** 0.5 if known else 0.0
+    return 0.0 if gradient is None else (_sum([gradient * gradient]) / gradient.size) ** 0.5
