@@ -29,7 +29,7 @@ def torch():
 
 @pytest.fixture(autouse=True)
 def same_kernels_after_each_test():
-    """A command run inside the process chooses the kernel set for good: undo that, or later tests check other kernels."""
+    """A command run in this process chooses the kernel set for good; later tests would then check other kernels."""
     from tinyres import kernels
 
     before = kernels.current()
