@@ -14,11 +14,6 @@ def seed():
     tr.manual_seed(0)
 
 
-@pytest.fixture
-def torch():
-    return pytest.importorskip("torch", reason="parity needs PyTorch")
-
-
 def images(*shape, dtype="float32", seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 

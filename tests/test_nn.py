@@ -17,11 +17,6 @@ def seed():
     tr.manual_seed(0)
 
 
-@pytest.fixture
-def torch():
-    return pytest.importorskip("torch", reason="parity needs PyTorch")
-
-
 class Net(nn.Module):
     def __init__(self):
         super().__init__()

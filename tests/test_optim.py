@@ -19,11 +19,6 @@ def seed():
     tr.manual_seed(0)
 
 
-@pytest.fixture
-def torch():
-    return pytest.importorskip("torch", reason="parity needs PyTorch")
-
-
 def parameters(dtype="float64"):
     rng = np.random.default_rng(0)
     return [nn.Parameter(np.asarray(rng.standard_normal(shape), dtype)) for shape in SHAPES]

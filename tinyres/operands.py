@@ -102,4 +102,5 @@ def seed(output: Any, grad: Any) -> Any:
 
 
 def kind(x: Any) -> str:
+    """dtype and shape, or the type of what has none, for messages."""
     return f"{x.dtype} {tuple(x.shape)}" if hasattr(x, "dtype") else type(x).__name__

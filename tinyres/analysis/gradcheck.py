@@ -99,6 +99,7 @@ def gradcheck(f: Callable | Module, *inputs: Any, order: int | Sequence[int] = 1
 
 
 def each_element(subject: Subject) -> Iterator[tuple[Direction, str]]:
+    """The direction of every element of every variable, and where that is, in words."""
     for v in subject.variables:
         for index in np.ndindex(v.base.shape):
             yield subject.element(v, index), f" along {v.name}{_at(index)}"

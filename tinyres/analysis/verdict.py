@@ -102,6 +102,7 @@ class Comparison:
 
 
 def norm_or_value(x: Any) -> float:
+    """The norm of an array; a number as it is, with its sign."""
     return norm(x) if hasattr(x, "sum") else float(x)
 
 

@@ -111,7 +111,7 @@ class Block(nn.Module):
 
     def zero_branch_(self) -> None:
         """Set the branch's last layer to zero, so that the block starts as its shortcut."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define zero_branch_(self)")
 
 
 class BasicBlock(Block):

@@ -31,7 +31,6 @@ class Binary(Function):
     """An op of two operands that broadcast. Integers next to floats become floats of the same width."""
 
     fresh = True
-    compute: Callable
 
     def operands(self, a: Any, b: Any) -> tuple[Any, Any]:
         kinds = [getattr(getattr(x, "dtype", None), "kind", "") for x in (a, b)]
