@@ -24,14 +24,15 @@ from typing import Any
 import numpy as np
 
 from tinyres import ops
+from tinyres.checkpoint import load_checkpoint, save_checkpoint
 from tinyres.data import Dataset, Loader
 from tinyres.debug import debug
+from tinyres.files import PathLike, write_atomically
 from tinyres.kernels import layout
 from tinyres.nn import Module
 from tinyres.optim import Optimizer, Schedule
 from tinyres.state import no_grad
 from tinyres.tensor import Tensor
-from tinyres.weights import PathLike, load_checkpoint, save_checkpoint, write_atomically
 
 EVALUATION_BATCH = 250
 

@@ -10,46 +10,23 @@ name, and also takes a run folder, whose checkpoint it reads. Names from elsewhe
 
 `num_batches_tracked` may be missing. The networks of akamaster's repository have option A and 3 stages, and expect
 input normalised by ImageNet's statistics; `Source.normalisation` says so.
-
-Every file is written under a temporary name in its folder and then renamed: a reader finds the old one or the new one.
-A checkpoint is two files that belong together, so its JSON, renamed last, names the safetensors file and its SHA-256.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import os
 import re
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from tinyres import models, random
+from tinyres import models
+from tinyres.checkpoint import CHECKPOINT, read_weights
+from tinyres.files import Arrays, PathLike, WeightsError, read_npz, read_safetensors, safetensors, write_atomically
 from tinyres.nn import Module
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and std a channel, on the scale 0..1
-CHECKPOINT = "checkpoint.json"
-FORMAT = "tinyres checkpoint 1"
 WRAPPERS = ("module.", "_orig_mod.")
-PICKLE = "a pickle"
-OTHER_KINDS = {b"\x80\2": PICKLE, b"\x80\3": PICKLE, b"\x80\4": PICKLE, b"\x80\5": PICKLE,
-               b"\x89HDF": "an HDF5 file, expected safetensors or .npz",
-               b"version https://git-lfs": "a Git LFS pointer, not the file itself: fetch it with git lfs pull",
-               b"<": "an HTML or XML page, expected safetensors or .npz"}
-
-Arrays = dict[str, np.ndarray]
-PathLike = str | os.PathLike[str]
-
-
-class WeightsError(ValueError):
-    """A file of weights that cannot be read, or does not fit."""
 
 
 # --- which network ----------------------------------------------------------------------------------------------------
@@ -131,7 +108,7 @@ class Source:
 
 def save(model: Module, path: PathLike, metadata: Mapping[str, str] | None = None) -> None:
     """Write the model's parameters and buffers as a safetensors file, with texts about it if given."""
-    write_atomically(path, _safetensors(model.state_dict(), metadata))
+    write_atomically(path, safetensors(model.state_dict(), metadata))
 
 
 def load(model: Module, path: PathLike) -> Source:
@@ -157,13 +134,13 @@ def read(path: PathLike) -> Source:
     """
     path = Path(path)
     if path.is_dir() or path.name == CHECKPOINT:
-        saved, arrays = _read_checkpoint(path if path.is_dir() else path.parent)
-        return Source(_below("model.", arrays), "tinyres", config=saved["config"])
+        arrays, config = read_weights(path if path.is_dir() else path.parent)
+        return Source(arrays, "tinyres", config=config)
     if not path.is_file():
         raise FileNotFoundError(f"weights: there is no file {path}")
     content = path.read_bytes()
     archive = content[:4] == b"PK\3\4"
-    arrays, metadata = _read_npz(path, content) if archive else _read_safetensors(path, content)
+    arrays, metadata = (read_npz(path, content), {}) if archive else read_safetensors(path, content)
     names, kind = _translate(list(arrays))
     arrays = {name: arrays[old] for old, name in names.items()}
     found = identify(arrays)
@@ -181,141 +158,3 @@ def _translate(names: list[str]) -> tuple[dict[str, str], str]:
         new = [re.sub(r"^linear\.", "fc.", name).replace(".shortcut.", ".downsample.") for name in new]
         kind = "akamaster"
     return dict(zip(names, new, strict=True)), kind
-
-
-def _safetensors(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> bytes:
-    from safetensors.numpy import save as serialise
-
-    return serialise(dict(arrays), dict(metadata) if metadata else None)
-
-
-def _read_safetensors(path: Path, content: bytes) -> tuple[Arrays, dict[str, str]]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load as deserialise
-
-    try:
-        arrays = deserialise(content)
-    except KeyError as error:
-        raise WeightsError(f"weights: {path} holds arrays of type {error}, which NumPy does not have: convert them to "
-                           "float32") from error
-    except SafetensorError as error:
-        kind = next((words for magic, words in OTHER_KINDS.items() if content.startswith(magic)), "")
-        raise WeightsError(_pickle(path) if kind == PICKLE else f"weights: {path} is {kind}" if kind else
-                           f"weights: {path} ({len(content):,} bytes) cannot be read as safetensors: {error}. It is "
-                           "truncated, damaged or another kind of file; safetensors and .npz can be read") from error
-    header = json.loads(content[8:8 + int.from_bytes(content[:8], "little")])
-    return dict(sorted(arrays.items())), header.get("__metadata__", {})
-
-
-def _read_npz(path: Path, content: bytes) -> tuple[Arrays, dict[str, str]]:
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if any(name.endswith("data.pkl") for name in archive.namelist()):
-                raise WeightsError(_pickle(path))
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-        if not all(isinstance(array, np.ndarray) for array in found.values()):
-            raise ValueError("not all of its members are arrays")
-        return found, {}
-    except WeightsError:
-        raise
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, NotImplementedError) as error:
-        raise WeightsError(f"weights: {path} ({len(content):,} bytes) cannot be read as .npz: {error}. It is "
-                           "truncated, damaged, or holds Python objects, which are never loaded") from error
-
-
-def _pickle(path: Path) -> str:
-    return (f"weights: {path} is a PyTorch pickle, which can run code when it is loaded and is never read. Convert it "
-            "once, where PyTorch is: safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'w.safetensors')")
-
-
-def write_atomically(path: PathLike, content: bytes) -> None:
-    """Write a file under a temporary name in the same folder, flush it to the disk, and rename it."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-# --- checkpoints ------------------------------------------------------------------------------------------------------
-
-
-def save_checkpoint(folder: PathLike, model: Module, optimizer: Any = None, schedule: Any = None,
-                    progress: Mapping[str, Any] | None = None, config: Mapping[str, Any] | None = None) -> None:
-    """Write all that a run needs to go on as if it had never stopped: weights, optimizer, schedule, random state.
-
-    progress (where the run is) and config (what it is) are kept as JSON. The folder must exist; a killed process leaves
-    the previous checkpoint or this one.
-    """
-    state = optimizer.state_dict() if optimizer is not None else {"arrays": {}, "scalars": None}
-    arrays = {f"model.{name}": array for name, array in model.state_dict().items()}
-    arrays |= {f"optimizer.{name}": array for name, array in state["arrays"].items()}
-    content = _safetensors(arrays, {"format": FORMAT})
-    digest = hashlib.sha256(content).hexdigest()
-    file = f"checkpoint-{digest[:12]}.safetensors"
-    saved = {
-        "format": FORMAT,
-        "weights": {"file": file, "sha256": digest},
-        "progress": dict(progress or {}),
-        "config": dict(config or {}),
-        "optimizer": state["scalars"],
-        "schedule": schedule.state_dict() if schedule is not None else None,
-        "random": random.get_state(),
-    }
-    folder = Path(folder)
-    text = json.dumps(saved, indent=1, allow_nan=False)
-    write_atomically(folder / file, content)
-    write_atomically(folder / CHECKPOINT, text.encode())
-    for old in folder.glob("checkpoint-*.safetensors"):
-        if old.name != file:
-            old.unlink(missing_ok=True)
-
-
-def load_checkpoint(folder: PathLike, model: Module, optimizer: Any = None, schedule: Any = None) -> dict[str, Any]:
-    """Put a run back where save_checkpoint found it; returns its progress.
-
-    Raises FileNotFoundError if the folder has no checkpoint, WeightsError if it is damaged or does not fit.
-    """
-    saved, arrays = _read_checkpoint(Path(folder))
-    try:
-        if optimizer is not None:
-            optimizer.load_state_dict({"arrays": _below("optimizer.", arrays), "scalars": saved["optimizer"]})
-        if schedule is not None:
-            schedule.load_state_dict(saved["schedule"])
-        model.load_state_dict(_below("model.", arrays))
-    except (ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"checkpoint: {folder} is not of this model, optimizer and schedule: {error}") from error
-    random.set_state(saved["random"])
-    return saved["progress"]
-
-
-def _read_checkpoint(folder: Path) -> tuple[dict[str, Any], Arrays]:
-    """The JSON and the arrays of a folder's checkpoint, checked to belong together."""
-    path = folder / CHECKPOINT
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint: {folder} has no {CHECKPOINT}: no run has finished an epoch there")
-    try:
-        saved = json.loads(path.read_bytes())
-        file, digest, missing = saved["weights"]["file"], saved["weights"]["sha256"], {"config", "random"} - set(saved)
-    except (ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"checkpoint: {path} cannot be read: {error!r}. It is damaged or no checkpoint") from error
-    if saved.get("format") != FORMAT or missing or Path(file).name != file:
-        raise WeightsError(f"checkpoint: {path} has the format {saved.get('format')!r}, expected {FORMAT!r}")
-    if not (folder / file).is_file():
-        raise WeightsError(f"checkpoint: {path} names {file}, which is not there: copy the folder as a whole")
-    content = (folder / file).read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if found != digest:
-        raise WeightsError(f"checkpoint: {folder / file} has SHA-256 {found}, expected {digest}: it is damaged")
-    return saved, _read_safetensors(folder / file, content)[0]
-
-
-def _below(prefix: str, arrays: Arrays) -> Arrays:
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

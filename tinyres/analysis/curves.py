@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tinyres.weights import PathLike, write_atomically
+from tinyres.files import PathLike, write_atomically
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], path: PathLike, title: str = "") -> None:

@@ -39,8 +39,9 @@ def evaluate_weights(
     they expect ImageNet's mean and std. Accuracy is a share from 0 to 1.
     """
     from tinyres import data as datasets
+    from tinyres.files import write_atomically
     from tinyres.train import evaluate
-    from tinyres.weights import load, read, write_atomically
+    from tinyres.weights import load, read
 
     began = time.perf_counter()
     setup.use_kernels(kernels)

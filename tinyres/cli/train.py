@@ -116,8 +116,8 @@ def run(config: dict[str, Any], folder: Path, checkpoint_every: int, resume: boo
     from tinyres import data as datasets
     from tinyres import random
     from tinyres.analysis.curves import draw_curves
+    from tinyres.files import write_atomically
     from tinyres.train import evaluate, freeze, train
-    from tinyres.weights import write_atomically
 
     began = time.perf_counter()
     setup.use_kernels(config["kernels"])

@@ -49,6 +49,15 @@ def host_array(value: Any) -> np.ndarray:
 
 def load(module: Any, given: Mapping[str, Any], strict: bool) -> LoadResult:
     """Copy `given` into the module's tensors if everything fits; see Module.load_state_dict."""
+    arrays, result = check(module, given, strict)
+    wanted = {name: tensor for name, tensor, _ in entries(module)}
+    for name, array in arrays.items():
+        assign(wanted[name], array, "load_state_dict")
+    return result
+
+
+def check(module: Any, given: Mapping[str, Any], strict: bool) -> tuple[dict[str, np.ndarray], LoadResult]:
+    """The arrays of `given` that the module has a place for, and what else there is; raises ValueError for a misfit."""
     wanted = {name: (tensor, optional) for name, tensor, optional in entries(module)}
     arrays = {name: host_array(value) for name, value in given.items() if name in wanted}
     missing = [name for name, (_, optional) in wanted.items() if name not in given and not optional]
@@ -57,9 +66,7 @@ def load(module: Any, given: Mapping[str, Any], strict: bool) -> LoadResult:
     if unfit or (strict and (missing or unexpected)):
         raise ValueError(_report(type(module).__name__, missing if strict else [], unexpected if strict else [],
                                  unfit, list(wanted)))
-    for name, array in arrays.items():
-        assign(wanted[name][0], array, "load_state_dict")
-    return LoadResult(missing, unexpected)
+    return arrays, LoadResult(missing, unexpected)
 
 
 def _unfit(name: str, array: np.ndarray, tensor: Tensor) -> str | None:

@@ -1,0 +1,139 @@
+"""Checkpoints: all that a run needs to go on as if it had never stopped, and what a kill at any moment leaves of them.
+
+A checkpoint is two files that belong together: checkpoint.json names a safetensors file and its SHA-256. Each is
+written under a temporary name and renamed, the JSON last, so that a killed process leaves the old pair or the new one.
+The pair before the newest is kept as well, and read if the newest is lost or damaged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tinyres import random
+from tinyres.files import Arrays, PathLike, WeightsError, read_safetensors, safetensors, write_atomically
+from tinyres.nn import Module, state_dict
+
+CHECKPOINT = "checkpoint.json"
+PREVIOUS = "checkpoint-previous.json"
+FORMAT = "tinyres checkpoint 1"
+
+
+def save_checkpoint(folder: PathLike, model: Module, optimizer: Any = None, schedule: Any = None,
+                    progress: Mapping[str, Any] | None = None, config: Mapping[str, Any] | None = None,
+                    average: Any = None) -> None:
+    """Write all that a run needs to go on as if it had never stopped: weights, optimizer, schedule, random state.
+
+    progress (where the run is) and config (what it is) are kept as JSON; average: an ExponentialMovingAverage, kept
+    beside the weights. The folder must exist. Raises OSError, as when the disk is full; the checkpoints that were there
+    are then there still.
+    """
+    state = optimizer.state_dict() if optimizer is not None else {"arrays": {}, "scalars": None}
+    averaged = average.state_dict() if average is not None else {"arrays": {}, "scalars": None}
+    arrays = {f"model.{name}": array for name, array in model.state_dict().items()}
+    arrays |= {f"optimizer.{name}": array for name, array in state["arrays"].items()}
+    arrays |= {f"average.{name}": array for name, array in averaged["arrays"].items()}
+    content = safetensors(arrays, {"format": FORMAT})
+    digest = hashlib.sha256(content).hexdigest()
+    file = f"checkpoint-{digest[:12]}.safetensors"
+    saved = {
+        "format": FORMAT,
+        "weights": {"file": file, "sha256": digest},
+        "progress": dict(progress or {}),
+        "config": dict(config or {}),
+        "optimizer": state["scalars"],
+        "schedule": schedule.state_dict() if schedule is not None else None,
+        "average": averaged["scalars"],
+        "random": random.get_state(),
+    }
+    folder = Path(folder)
+    text = json.dumps(saved, indent=1, allow_nan=False)
+    write_atomically(folder / file, content)
+    if (folder / CHECKPOINT).is_file():
+        write_atomically(folder / PREVIOUS, (folder / CHECKPOINT).read_bytes())
+    write_atomically(folder / CHECKPOINT, text.encode())
+    _remove_others(folder)
+
+
+def load_checkpoint(folder: PathLike, model: Module, optimizer: Any = None, schedule: Any = None,
+                    average: Any = None) -> dict[str, Any]:
+    """Put a run back where save_checkpoint found it; returns its progress.
+
+    If the newest checkpoint is lost or damaged, the one before it is taken, with a warning. Raises FileNotFoundError if
+    the folder has none, WeightsError if all are damaged or it does not fit; the model has not changed then.
+    """
+    saved, arrays = read_checkpoint(folder)
+    try:
+        state_dict.check(model, _below("model.", arrays), strict=True)
+        if schedule is not None:
+            schedule.load_state_dict(saved["schedule"])
+        if optimizer is not None:
+            optimizer.load_state_dict({"arrays": _below("optimizer.", arrays), "scalars": saved["optimizer"]})
+        if average is not None:
+            average.load_state_dict({"arrays": _below("average.", arrays), "scalars": saved["average"]})
+        model.load_state_dict(_below("model.", arrays))
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"checkpoint: {folder} is not of this model, optimizer and schedule: {error}") from error
+    random.set_state(saved["random"])
+    return saved["progress"]
+
+
+def read_weights(folder: PathLike) -> tuple[Arrays, dict[str, Any]]:
+    """The model's arrays in a folder's checkpoint, the averaged ones if there are any, and the run's config."""
+    saved, arrays = read_checkpoint(folder)
+    return _below("average.", arrays) or _below("model.", arrays), saved["config"]
+
+
+def read_checkpoint(folder: PathLike) -> tuple[dict[str, Any], Arrays]:
+    """The JSON and the arrays of a folder's newest checkpoint that can be read, checked to belong together."""
+    folder = Path(folder)
+    if not any((folder / name).is_file() for name in (CHECKPOINT, PREVIOUS)):
+        raise FileNotFoundError(f"checkpoint: {folder} has no {CHECKPOINT}: it is no folder of a run, or the run was "
+                                "stopped before it wrote one")
+    try:
+        return _read_pair(folder, CHECKPOINT)
+    except (WeightsError, OSError) as newest:
+        try:
+            found = _read_pair(folder, PREVIOUS)
+        except (WeightsError, OSError):
+            raise newest from None
+        warnings.warn(f"{newest}. The checkpoint before it is used", stacklevel=3)
+        return found
+
+
+def _read_pair(folder: Path, name: str) -> tuple[dict[str, Any], Arrays]:
+    path = folder / name
+    if not path.is_file():
+        raise WeightsError(f"checkpoint: {path} is not there")
+    try:
+        saved = json.loads(path.read_bytes())
+        file, digest = saved["weights"]["file"], saved["weights"]["sha256"]
+        missing = {"config", "optimizer", "progress", "random", "schedule"} - set(saved)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise WeightsError(f"checkpoint: {path} cannot be read: {error!r}. It is damaged or no checkpoint") from error
+    if saved.get("format") != FORMAT or missing or not isinstance(file, str) or Path(file).name != file:
+        raise WeightsError(f"checkpoint: {path} has the format {saved.get('format')!r}, expected {FORMAT!r}")
+    if not (folder / file).is_file():
+        raise WeightsError(f"checkpoint: {path} names {file}, which is not there: copy the folder as a whole")
+    content = (folder / file).read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != digest:
+        raise WeightsError(f"checkpoint: {folder / file} has SHA-256 {found}, expected {digest}: it is damaged")
+    return saved, read_safetensors(folder / file, content)[0]
+
+
+def _remove_others(folder: Path) -> None:
+    """Remove the arrays that neither checkpoint names, and what killed processes left half written."""
+    kept = {json.loads((folder / name).read_bytes())["weights"]["file"]
+            for name in (CHECKPOINT, PREVIOUS) if (folder / name).is_file()}
+    for old in (*folder.glob("checkpoint-*.safetensors"), *folder.glob(".checkpoint*.tmp")):
+        if old.name not in kept:
+            old.unlink(missing_ok=True)
+
+
+def _below(prefix: str, arrays: Arrays) -> Arrays:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

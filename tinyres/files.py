@@ -1,0 +1,108 @@
+"""Files: written whole or not at all; arrays in safetensors and .npz files, read and checked. Never a pickle.
+
+Every file is written under a temporary name in its folder and then renamed: a reader finds the old one or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+PICKLE = "a pickle"
+OTHER_KINDS = {b"\x80\2": PICKLE, b"\x80\3": PICKLE, b"\x80\4": PICKLE, b"\x80\5": PICKLE,
+               b"\x89HDF": "an HDF5 file, expected safetensors or .npz",
+               b"version https://git-lfs": "a Git LFS pointer, not the file itself: fetch it with git lfs pull",
+               b"<": "an HTML or XML page, expected safetensors or .npz"}
+
+Arrays = dict[str, np.ndarray]
+PathLike = str | os.PathLike[str]
+
+
+class WeightsError(ValueError):
+    """A file of weights that cannot be read, or does not fit."""
+
+
+def write_atomically(path: PathLike, content: bytes) -> None:
+    """Write a file under a temporary name in the same folder, flush it to the disk, and rename it.
+
+    Raises OSError, as when the disk is full; the old file is still there then, and the temporary one is not.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        flush_folder(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def flush_folder(folder: Path) -> None:
+    """Make a rename outlast a power cut, where the system lets a folder be flushed."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def safetensors(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> bytes:
+    """The content of a safetensors file with these arrays, and with texts about them if given."""
+    from safetensors.numpy import save as serialise
+
+    return serialise(dict(arrays), dict(metadata) if metadata else None)
+
+
+def read_safetensors(path: Path, content: bytes) -> tuple[Arrays, dict[str, str]]:
+    """The arrays, sorted by name, and the texts of a safetensors file's content. Raises WeightsError if damaged."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as deserialise
+
+    try:
+        arrays = deserialise(content)
+    except KeyError as error:
+        raise WeightsError(f"weights: {path} holds arrays of type {error}, which NumPy does not have: convert them to "
+                           "float32") from error
+    except SafetensorError as error:
+        kind = next((words for magic, words in OTHER_KINDS.items() if content.startswith(magic)), "")
+        raise WeightsError(_pickle(path) if kind == PICKLE else f"weights: {path} is {kind}" if kind else
+                           f"weights: {path} ({len(content):,} bytes) cannot be read as safetensors: {error}. It is "
+                           "truncated, damaged or another kind of file; safetensors and .npz can be read") from error
+    header = json.loads(content[8:8 + int.from_bytes(content[:8], "little")])
+    return dict(sorted(arrays.items())), header.get("__metadata__", {})
+
+
+def read_npz(path: Path, content: bytes) -> Arrays:
+    """The arrays in the content of an .npz file. Raises WeightsError if it is damaged or holds Python objects."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if any(name.endswith("data.pkl") for name in archive.namelist()):
+                raise WeightsError(_pickle(path))
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+        if not all(isinstance(array, np.ndarray) for array in found.values()):
+            raise ValueError("not all of its members are arrays")
+        return found
+    except WeightsError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, NotImplementedError) as error:
+        raise WeightsError(f"weights: {path} ({len(content):,} bytes) cannot be read as .npz: {error}. It is "
+                           "truncated, damaged, or holds Python objects, which are never loaded") from error
+
+
+def _pickle(path: Path) -> str:
+    return (f"weights: {path} is a PyTorch pickle, which can run code when it is loaded and is never read. Convert it "
+            "once, where PyTorch is: safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'w.safetensors')")
