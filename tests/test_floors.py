@@ -14,11 +14,11 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the ground up; a module is named by the first part below tinyres. A new one gets its place here.
 FLOORS = [
     {"kernels"},
-    {"files", "random", "errors", "state", "graph", "operands", "tensor", "autograd", "debug"},
+    {"files", "interrupt", "log", "random", "errors", "state", "graph", "operands", "tensor", "autograd", "debug"},
     {"ops"},
     {"nn"},
     {"models"},
-    {"data", "optim", "schedules", "train", "checkpoint", "weights"},
+    {"data", "optim", "schedules", "train", "checkpoint", "ema", "weights"},
     {"analysis", "stepper"},
     {"cli", "teach", "__init__", "__main__"},  # the package itself is on top: only these may `import tinyres as tr`
 ]

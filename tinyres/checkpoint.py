@@ -82,6 +82,11 @@ def load_checkpoint(folder: PathLike, model: Module, optimizer: Any = None, sche
     return saved["progress"]
 
 
+def has_checkpoint(folder: PathLike) -> bool:
+    """Whether a folder holds a checkpoint, be it whole or not."""
+    return any((Path(folder) / name).is_file() for name in (CHECKPOINT, PREVIOUS))
+
+
 def read_weights(folder: PathLike) -> tuple[Arrays, dict[str, Any]]:
     """The model's arrays in a folder's checkpoint, the averaged ones if there are any, and the run's config."""
     saved, arrays = read_checkpoint(folder)
@@ -91,7 +96,7 @@ def read_weights(folder: PathLike) -> tuple[Arrays, dict[str, Any]]:
 def read_checkpoint(folder: PathLike) -> tuple[dict[str, Any], Arrays]:
     """The JSON and the arrays of a folder's newest checkpoint that can be read, checked to belong together."""
     folder = Path(folder)
-    if not any((folder / name).is_file() for name in (CHECKPOINT, PREVIOUS)):
+    if not has_checkpoint(folder):
         raise FileNotFoundError(f"checkpoint: {folder} has no {CHECKPOINT}: it is no folder of a run, or the run was "
                                 "stopped before it wrote one")
     try:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tinyres import nn
+from tinyres.ema import ExponentialMovingAverage
 from tinyres.kernels.layout import array_module
 from tinyres.nn.parameter import assign
 from tinyres.nn.state_dict import host_array
@@ -23,8 +24,8 @@ from tinyres.schedules import CosineAnnealingLR, LinearWarmup, MultiStepLR, OneC
 from tinyres.tensor import Tensor, reached_leaves
 
 __all__ = [
-    "SGD", "Adam", "AdamW", "AuditWarning", "CosineAnnealingLR", "LinearWarmup", "MultiStepLR", "OneCycleLR",
-    "Optimizer", "Schedule", "StepLR", "clip_grad_norm_", "split_decay",
+    "SGD", "Adam", "AdamW", "AuditWarning", "CosineAnnealingLR", "ExponentialMovingAverage", "LinearWarmup",
+    "MultiStepLR", "OneCycleLR", "Optimizer", "Schedule", "StepLR", "clip_grad_norm_", "split_decay",
 ]
 
 # Every parameter that some optimizer was given, by id: a WeakSet would compare tensors with ==, element by element.

@@ -7,30 +7,31 @@ back to the checkpoint first.
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import fnmatch
-import io
-import json
+import itertools
 import math
 import re
-import sys
 import time
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tinyres import ops
-from tinyres.checkpoint import load_checkpoint, save_checkpoint
+from tinyres.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from tinyres.data import Dataset, Loader
 from tinyres.debug import debug
-from tinyres.files import PathLike, write_atomically
+from tinyres.ema import ExponentialMovingAverage
+from tinyres.files import PathLike, WeightsError
+from tinyres.interrupt import Interruption
 from tinyres.kernels import layout
+from tinyres.log import Log, Row, progress_bar
 from tinyres.nn import Module
-from tinyres.optim import Optimizer, Schedule
+from tinyres.optim import Optimizer, Schedule, clip_grad_norm_
 from tinyres.state import no_grad
 from tinyres.tensor import Tensor
 
@@ -39,8 +40,9 @@ EVALUATION_BATCH = 250
 
 @dataclass
 class Progress:
-    """Where a run is: epochs done, batches done in the present one, and what those gave so far."""
+    """Where a run is: steps done in all, epochs done, batches done in the present one, and what those gave so far."""
 
+    step: int = 0
     epoch: int = 0
     batch: int = 0
     images: int = 0
@@ -49,86 +51,153 @@ class Progress:
     seconds: float = 0.0  # of the present epoch
 
 
-def train(model: Module, loader: Loader, optimizer: Optimizer, epochs: int, *, schedule: Schedule | None = None,
-          label_smoothing: float = 0.0, validation: Dataset | None = None, out: PathLike | None = None,
-          config: Mapping[str, Any] | None = None, resume: bool = False, checkpoint_every: int = 0,
-          show_progress: bool = False) -> list[dict[str, Any]]:
-    """Train until `epochs` epochs are done; returns the log, one row an epoch.
+def train(model: Module, loader: Loader, optimizer: Optimizer, epochs: int | None = None, *,
+          iterations: int | None = None, schedule: Schedule | None = None, label_smoothing: float = 0.0,
+          clip_norm: float | None = None, accumulate: int = 1, average: ExponentialMovingAverage | None = None,
+          validation: Dataset | None = None, out: PathLike | None = None, config: Mapping[str, Any] | None = None,
+          resume: bool = False, checkpoint_every: int = 0, show_progress: bool = False,
+          on_row: Callable[[Row], None] | None = None) -> list[Row]:
+    """Train for so many epochs, or so many iterations (batches); returns the log, one row an epoch.
 
-    schedule: stepped after every batch. validation: read after every epoch; never the test set, which is read once,
-    when all choices are made. out: an existing folder for log.csv, log.jsonl and the checkpoint, in which `config` is
-    kept; resume: go on from its checkpoint. checkpoint_every: also save after so many batches. A row has epoch, lr,
-    train_loss and train_accuracy (while training: of augmented images, by weights that move), seconds,
-    images_per_second, and with validation validation_loss and validation_accuracy. Accuracies are shares, 0 to 1.
+    schedule: stepped after every batch. clip_norm, accumulate: see train_step. average: follows the weights, and is
+    what `validation` is read with; that is read after every epoch, and is never the test set, which is read once, when
+    all choices are made. out: an existing folder for log.csv, log.jsonl and the checkpoint, in which `config` is kept;
+    resume: go on from its checkpoint. checkpoint_every: also save after so many batches. on_row: called with each row.
 
-    Raises FloatingPointError that names the op when the loss or a gradient becomes NaN or infinite.
+    A row has epoch, iterations, lr, train_loss and train_accuracy (while training: of augmented images, by weights that
+    move), seconds, images_per_second, and with validation validation_loss and validation_accuracy. Accuracies are
+    shares, 0 to 1.
+
+    Raises FloatingPointError that names the op when the loss or a gradient becomes NaN or infinite, OSError when the
+    disk is full, KeyboardInterrupt on Ctrl-C or SIGTERM after the step under way; the checkpoint is whole each time.
     """
-    at, rows = Progress(), []
-    if resume:
-        if out is None:
-            raise ValueError("train: resume needs the folder of a run: pass out")
-        saved = load_checkpoint(out, model, optimizer, schedule)
-        at, rows = Progress(**saved["at"]), saved["log"]
-    log = Log(out, rows)
+    if (epochs is None) == (iterations is None):
+        raise ValueError(f"train: give epochs or iterations, one of them, got {epochs} and {iterations}")
+    total = iterations if iterations is not None else (epochs or 0) * len(loader)
+    at, log = _begin(model, optimizer, schedule, average, out, resume)
 
     def save() -> None:
         if out is not None:
-            save_checkpoint(out, model, optimizer, schedule, {"at": asdict(at), "log": log.rows}, config)
+            with _writing(out):
+                progress = {"at": asdict(at), "log": log.rows}
+                save_checkpoint(out, model, optimizer, schedule, progress, config, average)
 
-    if not resume:
+    if at.step == 0:
         save()
-    batches = epochs * len(loader)
-    with progress_bar(epochs * images_per_epoch(loader), at, loader, show_progress) as bar, warnings.catch_warnings():
+    full = loader.batch_size if loader.drop_last else len(loader.dataset) / len(loader)
+    bar = progress_bar(round(total * full), round((at.step - at.batch) * full) + at.images, show_progress)
+    asked = Interruption()
+    with bar, asked, warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* encountered in", RuntimeWarning)  # NumPy's: a step names the op instead
-        while at.epoch < epochs:
+        while at.step < total:
             model.train()
             began = time.perf_counter() - at.seconds
-            for x, y in loader.epoch(at.epoch, at.batch):
+            for x, y in itertools.islice(loader.epoch(at.epoch, at.batch), total - at.step):
                 rate = optimizer.param_groups[0]["lr"]
                 place = f"epoch {at.epoch + 1}, batch {at.batch}"
-                loss, correct = train_step(model, optimizer, x, y, label_smoothing, place)
+                loss, correct = train_step(model, optimizer, x, y, label_smoothing, place, clip_norm, accumulate)
+                if average is not None:
+                    average.update()
+                at.step += 1
                 at.batch += 1
                 at.images += len(y)
                 at.loss += loss * len(y)
                 at.correct += correct
                 at.seconds = time.perf_counter() - began
-                if schedule is not None and at.epoch * len(loader) + at.batch < batches:
+                if schedule is not None and at.step < total:
                     schedule.step()
-                bar.set_description(f"epoch {at.epoch + 1}/{epochs}", refresh=False)
+                bar.set_description(f"epoch {at.epoch + 1}/{math.ceil(total / len(loader))}", refresh=False)
                 bar.set_postfix_str(f"loss {at.loss / at.images:.4f}, accuracy {at.correct / at.images:.2%}", False)
                 bar.update(len(y))
-                if checkpoint_every and at.batch % checkpoint_every == 0 and at.batch < len(loader):
-                    save()
-            row = {"epoch": at.epoch + 1, "lr": rate, "train_loss": at.loss / at.images,
+                if at.batch < len(loader) and at.step < total:
+                    if asked.stop or (checkpoint_every and at.batch % checkpoint_every == 0):
+                        save()
+                    if asked.stop:
+                        raise KeyboardInterrupt
+            row = {"epoch": at.epoch + 1, "iterations": at.step, "lr": rate, "train_loss": at.loss / at.images,
                    "train_accuracy": at.correct / at.images}
             if validation is not None:
-                found = evaluate(model, validation)
+                found = evaluate(model if average is None else average.model, validation)
                 row |= {"validation_loss": found.loss, "validation_accuracy": found.accuracy}
-            log.write(row | {"seconds": round(at.seconds, 3), "images_per_second": round(at.images / at.seconds, 1)})
-            at = Progress(epoch=at.epoch + 1)
+            row |= {"seconds": round(at.seconds, 3), "images_per_second": round(at.images / at.seconds, 1)}
+            with _writing(out):
+                log.write(row)
+            if on_row is not None:
+                on_row(row)
+            at = Progress(at.step, at.epoch + 1)
             save()
+            if asked.stop:
+                raise KeyboardInterrupt
     return log.rows
 
 
+def _begin(model: Module, optimizer: Optimizer, schedule: Schedule | None, average: ExponentialMovingAverage | None,
+           out: PathLike | None, resume: bool) -> tuple[Progress, Log]:
+    """Where to start and the rows so far: at the beginning, or with `resume` where the folder's checkpoint is."""
+    if not resume:
+        return Progress(), Log(out, [])
+    if out is None:
+        raise ValueError("train: resume needs the folder of a run: pass out")
+    if not has_checkpoint(out):
+        log = Path(out) / "log.jsonl"
+        if log.is_file() and log.stat().st_size > 0:
+            raise FileNotFoundError(f"train: {out} has a log but no checkpoint: the checkpoints were lost, so train "
+                                    "anew in another folder")
+        return Progress(), Log(out, [])  # killed before it wrote its first
+    saved = load_checkpoint(out, model, optimizer, schedule, average)
+    try:
+        at, rows = Progress(**saved["at"]), [dict(row) for row in saved["log"]]
+        if not all(isinstance(value, type(was)) for value, was in zip(astuple(at), astuple(Progress()), strict=True)):
+            raise TypeError(f"{at}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"train: the checkpoint in {out} does not say where the run is: {error!r}") from error
+    return at, Log(out, rows)
+
+
+@contextlib.contextmanager
+def _writing(out: PathLike | None) -> Iterator[None]:
+    """Inside, an error of the file system, such as a full disk, says what it means for the run."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"train: {out} could not be written: {error}. The last checkpoint there is whole: make room, "
+                      "then go on by resuming") from error
+
+
 def train_step(model: Module, optimizer: Optimizer, x: np.ndarray, y: np.ndarray, label_smoothing: float = 0.0,
-               place: str = "this step") -> tuple[float, int]:
+               place: str = "this step", clip_norm: float | None = None, accumulate: int = 1) -> tuple[float, int]:
     """One step of gradient descent on a batch; returns its mean loss and how many it had right before the step.
 
-    Raises FloatingPointError, before the weights change, if the loss or a gradient is NaN or infinite.
+    x: (B, C, H, W); y: (B,) labels or (B, K) probabilities. accumulate: the batch is run in so many parts whose
+    gradients are added up, in the memory of one part; only batch norm sees the difference. clip_norm: gradients are
+    scaled down to this joint norm if theirs is larger.
+
+    Raises FloatingPointError, before the weights change, if the loss or a gradient is NaN or infinite; ValueError for
+    more parts than images.
     """
-    logits = model(Tensor(x))
-    loss = ops.cross_entropy(logits, y, label_smoothing)
+    if not 1 <= accumulate <= len(x):
+        raise ValueError(f"train_step: accumulate is {accumulate}, expected 1 to {len(x)}, the images of a batch")
     optimizer.zero_grad()
-    loss.backward()
-    value = loss.item()
+    value, correct = 0.0, 0
+    for x_part, y_part in zip(np.array_split(x, accumulate), np.array_split(y, accumulate), strict=True):
+        logits = model(Tensor(x_part))
+        loss = ops.cross_entropy(logits, y_part, label_smoothing)
+        if accumulate > 1:
+            loss = loss * (len(x_part) / len(x))
+        loss.backward()
+        value += loss.item()
+        labels = y_part if y_part.ndim == 1 else y_part.argmax(1)
+        correct += int((logits.data.argmax(1) == layout.array_module(logits.data).asarray(labels)).sum())
     grads = [p.grad.data for p in optimizer.parameters() if p.grad is not None]
     if not math.isfinite(value) or not all(is_finite(grad) for grad in grads):
         what = f"the loss is {value}" if not math.isfinite(value) else "a gradient is not finite"
         rate = optimizer.param_groups[0]["lr"]
         raise FloatingPointError(f"train: {what} in {place}: {first_bad_op(model, x, y, label_smoothing)}. The weights "
                                  f"are still finite; try a lower learning rate (it was {rate:.4g})")
+    if clip_norm is not None:
+        clip_grad_norm_(optimizer.parameters(), clip_norm)
     optimizer.step()
-    return value, int((logits.data.argmax(1) == layout.array_module(logits.data).asarray(y)).sum())
+    return value, correct
 
 
 def is_finite(array: Any) -> bool:
@@ -196,7 +265,7 @@ def evaluate(model: Module, dataset: Dataset, batch: int = EVALUATION_BATCH, sho
     loader = Loader(dataset, batch)
     training, logits, loss = model.training, [], 0.0
     model.eval()
-    with no_grad(), progress_bar(len(dataset), Progress(), loader, show_progress) as bar:
+    with no_grad(), progress_bar(len(dataset), 0, show_progress) as bar:
         for x, y in loader.epoch(0):
             found = model(Tensor(x))
             loss += ops.cross_entropy(found, y, reduction="none").numpy().sum(dtype=np.float64)
@@ -206,47 +275,3 @@ def evaluate(model: Module, dataset: Dataset, batch: int = EVALUATION_BATCH, sho
     everything = np.concatenate(logits)
     correct = int((everything.argmax(1) == dataset.labels).sum())
     return Evaluation(correct / len(dataset), correct, len(dataset), float(loss) / len(dataset), everything)
-
-
-# --- the log and the bar ----------------------------------------------------------------------------------------------
-
-
-class Log:
-    """The rows of a run, in memory and in a folder's log.csv and log.jsonl, which are cut back to `rows` first."""
-
-    def __init__(self, folder: PathLike | None, rows: list[dict[str, Any]]):
-        self.rows = list(rows)
-        self.folder = None if folder is None else Path(folder)
-        if self.folder is not None:
-            write_atomically(self.folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
-            lines = [_csv_line(row.keys()) for row in rows[:1]] + [_csv_line(row.values()) for row in rows]
-            write_atomically(self.folder / "log.csv", "".join(lines).encode())
-
-    def write(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-        if self.folder is None:
-            return
-        with open(self.folder / "log.csv", "a") as file:
-            file.write((_csv_line(row.keys()) if len(self.rows) == 1 else "") + _csv_line(row.values()))
-        with open(self.folder / "log.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
-
-
-def _csv_line(values: Any) -> str:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(values)
-    return line.getvalue()
-
-
-def images_per_epoch(loader: Loader) -> int:
-    """How many images an epoch shows: all of them, or those of the full batches."""
-    return len(loader) * loader.batch_size if loader.drop_last else len(loader.dataset)
-
-
-def progress_bar(total: int, at: Progress, loader: Loader, show: bool) -> Any:
-    """A bar on stderr that counts images; off a terminal it speaks only every few seconds."""
-    from tqdm import tqdm
-
-    done = at.epoch * images_per_epoch(loader) + at.images
-    return tqdm(total=total, initial=done, unit=" images", unit_scale=True, dynamic_ncols=True, disable=not show,
-                file=sys.stderr, mininterval=0.1 if sys.stderr.isatty() else 5)
