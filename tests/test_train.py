@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 
-from tinyres import data, kernels, models, nn, ops, optim, random
+from tinyres import checkpoint, data, kernels, models, nn, ops, optim, random
 from tinyres import train as loop
 from tinyres.tensor import Tensor
 from tinyres.train import evaluate, freeze, is_finite, train, train_step
@@ -214,3 +214,112 @@ def test_the_bar_counts_every_image_once(capsys):
     assert "loss 2." in text and "accuracy " in text
     run(job(1))
     assert capsys.readouterr() == ("", "")
+
+
+# --- iterations, parts, clipping, averages ----------------------------------------------------------------------------
+
+
+def test_iterations_end_a_run_within_an_epoch(tmp_path):
+    network, loader, optimizer, _, _ = job()
+    rows = train(network, loader, optimizer, iterations=8, out=tmp_path)
+    assert [(row["epoch"], row["iterations"]) for row in rows] == [(1, 6), (2, 8)]
+    other, loader, optimizer, _, _ = job()
+    train(other, loader, optimizer, iterations=6)
+    for x, y in list(loader.epoch(1))[:2]:
+        train_step(other.train(), optimizer, x, y)
+    assert same(network.state_dict(), other.state_dict())
+    for wrong in ({}, {"epochs": 2, "iterations": 3}):
+        with pytest.raises(ValueError, match="give epochs or iterations, one of them"):
+            train(network, loader, optimizer, **wrong)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_gradients_of_parts_add_up_to_the_batch(soft):
+    """In float64, of a network without batch norm or dropout, whose images do not see each other."""
+    x, y = data.digits("train").batch(10)
+    y = np.eye(10)[y] if soft else y
+
+    def grads(accumulate):
+        random.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10)).double()
+        optimizer = optim.SGD(model.named_parameters(), 0.0)
+        loss, correct = train_step(model, optimizer, x.astype("float64"), y, 0.1, accumulate=accumulate)
+        return loss, correct, [p.grad.numpy() for p in model.parameters()]
+
+    loss, correct, whole = grads(1)
+    assert max(np.abs(g).max() for g in whole) > 0.01
+    for parts in (2, 3, 10):  # 3 parts are of 4, 3 and 3 images
+        found = grads(parts)
+        assert found[0] == pytest.approx(loss, rel=1e-12) and found[1] == correct
+        for a, b in zip(found[2], whole, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14)
+    with pytest.raises(ValueError, match="accumulate is 11, expected 1 to 10, the images of a batch"):
+        grads(11)
+
+
+def test_soft_labels_count_as_their_largest_share():
+    network, loader, _, _, _ = job()
+    network.drop = nn.Dropout(0.0)
+    x, y = next(loader.epoch(0))
+    hard, soft = (train_step(network, optim.SGD(network.parameters(), 0.0), x, labels)
+                  for labels in (y, np.eye(10, dtype=np.float32)[y]))
+    assert soft[0] == pytest.approx(hard[0], rel=1e-5) and 0 < soft[1] == hard[1]
+
+
+def test_a_step_moves_no_further_than_the_clipped_norm():
+    network, loader, _, _, _ = job()
+    x, y = next(loader.epoch(0))
+    before = {name: p.numpy().copy() for name, p in network.named_parameters()}
+    optimizer = optim.SGD(network.named_parameters(), 1.0)
+    train_step(network, optimizer, x, y, clip_norm=0.01)
+    moved = np.sqrt(sum(((p.numpy() - before[name]) ** 2).sum() for name, p in network.named_parameters()))
+    assert moved == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_average_follows_the_weights():
+    network, loader, optimizer, _, _ = job()
+    average = optim.ExponentialMovingAverage(network, 0.9)
+    expected = {name: array.astype("float64") for name, array in network.state_dict().items()}
+    for t, (x, y) in enumerate(loader.epoch(0)):
+        train_step(network, optimizer, x, y)
+        average.update()
+        keep = min(0.9, (1 + t) / (10 + t))
+        for name, array in network.state_dict().items():
+            expected[name] = keep * expected[name] + (1 - keep) * array
+    found = average.model.state_dict()
+    assert found["fc.weight"].dtype == np.float32 and not np.array_equal(found["fc.weight"],
+                                                                         network.state_dict()["fc.weight"])
+    for name, array in found.items():
+        want = network.state_dict()[name] if name.endswith("num_batches_tracked") else expected[name]
+        np.testing.assert_allclose(array, want, rtol=1e-5, atol=1e-6)
+    assert not average.model.training and not any(p.requires_grad for p in average.model.parameters())
+    for decay in (0.0, 1.0, -1, float("nan")):
+        with pytest.raises(ValueError, match=f"decay must lie between 0 and 1, got {decay}"):
+            optim.ExponentialMovingAverage(network, decay)
+
+
+def test_validation_reads_the_average(tmp_path):
+    parts, validation = job(2), data.digits("validation")
+    average = optim.ExponentialMovingAverage(parts[0], 0.9)
+    rows = run(parts, validation=validation, average=average, out=tmp_path)
+    assert rows[-1]["validation_loss"] == evaluate(average.model, validation).loss
+    assert rows[-1]["validation_loss"] != evaluate(parts[0], validation).loss
+    saved, _ = checkpoint.read_weights(tmp_path)
+    assert same(saved, average.model.state_dict())
+
+
+def test_each_row_is_passed_on():
+    seen = []
+    assert run(job(2), on_row=seen.append) == seen and len(seen) == 2
+
+
+@pytest.mark.parametrize("at", [None, {"step": "x"}, {"step": 1.5}, {"steps": 1}, {"epoch": None}, []])
+def test_a_checkpoint_that_does_not_say_where_the_run_is(tmp_path, at):
+    parts = job(1)
+    run(parts, out=tmp_path)
+    path = tmp_path / checkpoint.CHECKPOINT
+    saved = json.loads(path.read_text())
+    saved["progress"]["at"] = at
+    path.write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match="does not say where the run is"):
+        run(parts, out=tmp_path, resume=True)

@@ -65,13 +65,34 @@ def use_kernels(name: str) -> None:
         kernels.use_kernels(name)
 
 
+def data_option(default: str = "") -> Any:
+    """The option --data, with the name of a data set or the path of one's own."""
+    return typer.Option(help=f"digits (embedded), cifar10, cifar100, fashion; or the folder or .npz file of your own "
+                             f"images.{default}")
+
+
 def check_data_name(name: str) -> None:
     """Raise the error for a data set that does not exist, before anything is read."""
     from tinyres import data
 
-    if name not in data.NAMES:
+    if name not in data.NAMES and not Path(name).exists():
         with option("--data"):
             data.load(name)
+
+
+def absolute_data(name: str) -> str:
+    """A data set's name, or the absolute path of one's own, which then holds from any folder."""
+    from tinyres import data
+
+    return name if name in data.NAMES else str(Path(name).absolute())
+
+
+def need(module: str, extra: str, what: str) -> None:
+    """Raise ModuleNotFoundError, with the line that installs it, if a module of an extra is missing."""
+    import importlib.util
+
+    if importlib.util.find_spec(module) is None:
+        raise ModuleNotFoundError(f'{what} needs {module}: pip install "tinyres[{extra}]"', name=module)
 
 
 def network_options(name: str, classes: int, channels: int, size: int, shortcut: str | None = None) -> dict[str, Any]:
@@ -107,8 +128,9 @@ def versions() -> dict[str, str]:
     import tinyres
 
     found = {"tinyres": tinyres.__version__, "python": platform.python_version(), "numpy": np.__version__}
-    with contextlib.suppress(PackageNotFoundError):
-        found["numba"] = version("numba")
+    for name in ("numba", "safetensors"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
     return found
 
 
