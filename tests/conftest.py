@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shlex
 
 import hypothesis
 import pytest
@@ -35,3 +36,19 @@ def same_kernels_after_each_test():
     before = kernels.current()
     yield
     kernels.use_kernels(before)
+
+
+@pytest.fixture
+def tinyres_command(capsys, monkeypatch, tmp_path):
+    """tinyres_command("train --epochs 1") -> (exit status, stdout, stderr), in an empty folder."""
+    from tinyres.cli.main import app
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(line):
+        with pytest.raises(SystemExit) as end:
+            app(shlex.split(line), prog_name="tinyres")
+        text = capsys.readouterr()
+        return end.value.code, text.out, text.err
+
+    return call

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,21 +15,6 @@ from tinyres.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = os.environ.get("TINYRES_DATA", "")
-QUICK = "train --epochs 2 --batch 200 --quiet --json --out"
-
-
-@pytest.fixture
-def tinyres_command(capsys, monkeypatch, tmp_path):
-    """tinyres_command("train --epochs 1") -> (exit status, stdout, stderr), in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(line):
-        with pytest.raises(SystemExit) as end:
-            app(shlex.split(line), prog_name="tinyres")
-        text = capsys.readouterr()
-        return end.value.code, text.out, text.err
-
-    return call
 
 
 def last_line(out):
@@ -98,115 +82,6 @@ def test_a_bug_shows_its_traceback_on_request(tinyres_command, monkeypatch, caps
     monkeypatch.setenv("TINYRES_TRACEBACK", "1")
     with pytest.raises(FileNotFoundError):
         app(["eval", "--weights", "nowhere"], prog_name="tinyres")
-
-
-# --- train and eval ---------------------------------------------------------------------------------------------------
-
-
-def test_a_run_leaves_its_files_and_eval_finds_its_accuracy_again(tinyres_command):
-    status, out, err = tinyres_command(f"{QUICK} run --seed 3 --lr 0.2")
-    result = last_line(out)
-    assert (status, err, len(out.splitlines())) == (0, "", 1)
-    assert {"accuracy", "seed", "epochs", "seconds", "images_per_second"} <= result.keys()
-    assert (result["seed"], result["epochs"], result["n"]) == (3, 2, 360)
-    assert result["accuracy"] == result["correct"] / 360
-    folder = Path("run")
-    names = {path.name for path in folder.iterdir()}
-    assert {"config.json", "log.csv", "log.jsonl", "curves.png", "checkpoint.json", "result.json"} < names
-    assert len(names) == 7 and any(name.endswith(".safetensors") for name in names)
-    assert (folder / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert json.loads((folder / "result.json").read_text()) == result
-    config = json.loads((folder / "config.json").read_text())
-    assert [config[key] for key in ("seed", "lr", "batch", "model", "kernels")] == [3, 0.2, 200, "resnet8", "fast"]
-    assert config["versions"].keys() == {"tinyres", "python", "numpy", "numba"} and config["threads"] >= 1
-    status, out, err = tinyres_command("eval --weights run --json --logits logits.npy")
-    found = last_line(out)
-    assert (status, found["correct"], found["loss"]) == (0, result["correct"], pytest.approx(result["loss"], rel=1e-6))
-    assert "the run's statistics" in err and "resnet8" in err
-    logits = np.load("logits.npy", allow_pickle=False)
-    assert logits.shape == (360, 10) and logits.dtype == np.float32
-    again = last_line(tinyres_command(f"{QUICK} other --seed 3 --lr 0.2")[1])
-    assert again["loss"] == result["loss"]
-
-
-def test_a_finished_run_resumes_to_the_same_result_and_is_not_overwritten(tinyres_command):
-    first = last_line(tinyres_command(f"{QUICK} run")[1])
-    status, out, _ = tinyres_command("train --resume run --quiet --json")
-    assert status == 0 and last_line(out)["loss"] == first["loss"]
-    status, _, err = tinyres_command(f"{QUICK} run")
-    assert status == 2 and "run holds a run already; go on with it by --resume run" in err
-    status, _, err = tinyres_command("train --resume run --epochs 9 --seed 0")
-    assert status == 2 and "leave out --epochs, --seed" in err
-
-
-def test_an_interrupted_run_goes_on(tinyres_command, monkeypatch):
-    """Ctrl-C in the second epoch; the resumed run ends where an unbroken one does."""
-    whole = last_line(tinyres_command(f"{QUICK} whole --epochs 3")[1])
-    from tinyres import train as loop
-
-    step, calls = loop.train_step, iter(range(100))
-
-    def interrupted(*args):
-        if next(calls) == 10:
-            raise KeyboardInterrupt
-        return step(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_step", interrupted)
-        status, out, err = tinyres_command(f"{QUICK} run --epochs 3")
-    assert (status, out) == (130, "") and "go on with: tinyres train --resume run" in err
-    result = last_line(tinyres_command("train --resume run --json --quiet")[1])
-    assert (result["loss"], result["correct"]) == (whole["loss"], whole["correct"])
-
-
-def test_without_out_the_folder_is_named_after_the_run_and_numbered(tinyres_command):
-    line = "train --epochs 1 --batch 700 --json"
-    status, out, err = tinyres_command(line)
-    assert (status, last_line(out)["out"]) == (0, os.path.join("runs", "digits-resnet8-seed0"))
-    assert "epoch 1/1" in err and "75,002 parameters" in err
-    assert last_line(tinyres_command(line)[1])["out"] == os.path.join("runs", "digits-resnet8-seed0-2")
-
-
-def test_several_seeds_give_mean_and_deviation(tinyres_command):
-    status, out, _ = tinyres_command(f"{QUICK} runs --seeds 2 --seed 1")
-    total = last_line(out)
-    results = [json.loads(Path(f"runs/seed{seed}/result.json").read_text()) for seed in (1, 2)]
-    a, b = (result["accuracy"] for result in results)
-    assert status == 0 and total["accuracies"] == [a, b]
-    assert (total["accuracy"], total["worst"]) == (pytest.approx((a + b) / 2), min(a, b))
-    assert total["deviation"] == pytest.approx(abs(a - b) / 2**0.5)
-
-
-def test_the_test_set_is_read_once_after_all_epochs(tinyres_command, monkeypatch):
-    from tinyres import train as loop
-
-    evaluate, read = loop.evaluate, []
-
-    def watched(model, dataset, *args, **kwargs):
-        read.append(len(dataset))
-        return evaluate(model, dataset, *args, **kwargs)
-
-    monkeypatch.setattr(loop, "evaluate", watched)
-    status, _, _ = tinyres_command(f"{QUICK} run --validate")
-    rows = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
-    assert status == 0 and read == [287, 287, 360]
-    assert all({"train_accuracy", "validation_accuracy"} <= row.keys() for row in rows)
-
-
-def test_frozen_weights_stay_as_the_seed_drew_them(tinyres_command):
-    status, _, err = tinyres_command("train --epochs 1 --batch 400 --freeze '*conv*.weight' --out run --seed 4 --quiet")
-    assert (status, err) == (0, "")
-    tinyres.manual_seed(4)
-    drawn = models.resnet8(in_channels=1).state_dict()
-    trained = weights.read("run").arrays
-    equal = {name for name in drawn if np.array_equal(drawn[name], trained[name])}
-    assert equal == {name for name in drawn if "conv" in name}
-
-
-def test_a_run_that_diverges_says_where(tinyres_command):
-    status, out, err = tinyres_command("train --lr 1e30 --schedule constant --momentum 0 --quiet --out run")
-    assert (status, out, len(err.splitlines())) == (1, "", 1)
-    assert "epoch 1, batch" in err and "made the first" in err and "lower learning rate (it was 1e+30)" in err
 
 
 # --- gradcheck and summary --------------------------------------------------------------------------------------------

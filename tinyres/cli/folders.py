@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import sys
@@ -13,11 +14,14 @@ from typing import Any
 
 import typer
 
-from tinyres.cli import setup
+from tinyres.cli import recipes, setup
 
 CONFIG = "config.json"
 RESULT = "result.json"
 SEVERAL = "seeds.json"  # in a folder whose sub-folders are the runs of several seeds
+OPTIONS = (*(field.name for field in dataclasses.fields(recipes.Recipe)), "data", "data_dir", "recipe", "option",
+           "freeze", "seed", "kernels", "tensorboard")
+KEYS = (*OPTIONS, "network", "normalisation", "threads", "provenance")
 
 
 def fresh(out: Path | None, name: str) -> Path:
@@ -37,11 +41,20 @@ def fresh(out: Path | None, name: str) -> Path:
 
 
 def config_of(folder: Path) -> dict[str, Any]:
-    """What config.json, or seeds.json, of the folder to resume holds."""
+    """What config.json, or seeds.json, of the folder to resume holds. Raises ValueError if it is damaged."""
     for file in (SEVERAL, CONFIG):
         if (folder / file).is_file():
-            return setup.read_json(folder / file)
+            found = setup.read_json(folder / file)
+            return _checked(found, folder / file, ("config", "seeds") if file == SEVERAL else KEYS)
     raise typer.BadParameter(f"{folder} holds no run: there is no {CONFIG} in it.", param_hint="--resume")
+
+
+def _checked(found: dict[str, Any], path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
+    missing = [key for key in keys if key not in found]
+    if missing:
+        raise ValueError(f"train: {path} lacks {', '.join(missing)}: it is damaged, or of another version of tinyres; "
+                         "train anew")
+    return found
 
 
 @contextlib.contextmanager
