@@ -37,7 +37,8 @@ def test_a_run_leaves_its_files_and_eval_finds_its_accuracy_again(tinyres_comman
     assert json.loads((folder / "result.json").read_text()) == result
     config = json.loads((folder / "config.json").read_text())
     assert [config[key] for key in ("seed", "lr", "batch", "model", "kernels")] == [3, 0.2, 200, "resnet8", "fast"]
-    assert config["versions"].keys() == {"tinyres", "python", "numpy", "numba", "safetensors"} and config["threads"] >= 1
+    assert config["versions"].keys() == {"tinyres", "python", "numpy", "numba", "safetensors"}
+    assert config["threads"] >= 1
     status, out, err = tinyres_command("eval --weights run --json --logits logits.npy")
     found = last_line(out)
     assert (status, found["correct"], found["loss"]) == (0, result["correct"], pytest.approx(result["loss"], rel=1e-6))

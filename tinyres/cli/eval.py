@@ -23,7 +23,7 @@ def evaluate_weights(
     model: Annotated[str | None, typer.Option(help="A network's name. Default: the run's, or what the file's names "
                                               "tell.")] = None,
     option: setup.ShortcutOption = None,
-    data: Annotated[str | None, typer.Option(help="digits, cifar10 or cifar100. Default: the run's.")] = None,
+    data: Annotated[str | None, setup.data_option(" Default: the run's.")] = None,
     data_dir: setup.DataDir = None,
     split: Annotated[str, typer.Option(help="test, train, fit or validation.")] = "test",
     normalize: Normalize = None,
