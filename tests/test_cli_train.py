@@ -205,6 +205,39 @@ def test_tensorboard_without_its_package_fails_before_anything_is_written(tinyre
     assert not Path("runs").exists()
 
 
+def own_images(folder, images=60):
+    """Three colours to tell apart, as one's own images.npy and labels.npy."""
+    folder.mkdir()
+    labels = np.arange(images) % 3
+    pictures = np.random.default_rng(0).integers(0, 60, (images, 12, 12, 3), dtype=np.uint8)
+    pictures[np.arange(images), :, :, labels] += 120
+    np.save(folder / "images.npy", pictures)
+    np.save(folder / "labels.npy", labels)
+
+
+def test_data_of_ones_own(tinyres_command, monkeypatch):
+    own_images(Path("mine"))
+    status, out, err = tinyres_command("train --data mine --model resnet8 --epochs 6 --mixup 0.2 --json")
+    result = last_line(out)
+    assert status == 0 and result["out"] == os.path.join("runs", "mine-resnet8-seed0") and result["n"] == 12
+    assert "mine has no test split: a fixed fifth of its images, 12, is held out" in err
+    assert result["accuracy"] > 0.9
+    config = config_of(result["out"])
+    assert (config["batch"], config["mixup"], config["data"]) == (8, 0.2, str(Path("mine").absolute()))
+    found = last_line(tinyres_command(f"eval --weights {result['out']} --json --quiet")[1])
+    assert found["loss"] == pytest.approx(result["loss"], rel=1e-5)
+    Path(result["out"], "result.json").unlink()
+    Path("elsewhere").mkdir()
+    run = Path(result["out"]).absolute()
+    monkeypatch.chdir("elsewhere")
+    assert last_line(tinyres_command(f"train --resume {run} --json --quiet")[1])["loss"] == result["loss"]
+
+
+@pytest.mark.parametrize("images, batch", [(24, 8), (191, 8), (192, 16), (1535, 64), (1536, 128), (50_000, 128)])
+def test_small_data_gets_small_batches(images, batch):
+    assert recipes.fit_batch(recipes.RECIPES["fast"], images).batch == batch
+
+
 # --- folders and provenance -------------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,7 @@ def evaluate_weights(
     option: setup.ShortcutOption = None,
     data: Annotated[str | None, setup.data_option(" Default: the run's.")] = None,
     data_dir: setup.DataDir = None,
+    image_size: setup.ImageSize = None,
     split: Annotated[str, typer.Option(help="test, train, fit or validation.")] = "test",
     normalize: Normalize = None,
     logits: Annotated[Path | None, typer.Option(help="Write the logits, (n, classes) float32, to this .npy.")] = None,
@@ -54,7 +55,9 @@ def evaluate_weights(
     if split not in datasets.SPLITS:
         with setup.option("--split"):
             datasets.digits(split)
-    dataset = datasets.load(data, split, data_dir or source.config.get("data_dir"))
+    data = setup.absolute_data(data)
+    mine = source.config if data == source.config.get("data") else {}
+    dataset = datasets.load(data, split, data_dir or mine.get("data_dir"), image_size or mine.get("image_size"))
     name, options = _network(source, weights, model, option, dataset)
     mean, std, origin = _normalisation(source, normalize, dataset)
     network = setup.build(name, options)

@@ -19,8 +19,8 @@ from tinyres.cli import recipes, setup
 CONFIG = "config.json"
 RESULT = "result.json"
 SEVERAL = "seeds.json"  # in a folder whose sub-folders are the runs of several seeds
-OPTIONS = (*(field.name for field in dataclasses.fields(recipes.Recipe)), "data", "data_dir", "recipe", "option",
-           "freeze", "seed", "kernels", "tensorboard")
+OPTIONS = (*(field.name for field in dataclasses.fields(recipes.Recipe)), "data", "data_dir", "image_size", "recipe",
+           "option", "freeze", "seed", "kernels", "tensorboard")
 KEYS = (*OPTIONS, "network", "normalisation", "threads", "provenance")
 
 
@@ -104,7 +104,8 @@ def source_digest() -> str:
     import tinyres
 
     digest, root = hashlib.sha256(), Path(tinyres.__file__).parent
-    for path in sorted(root.rglob("*.py")):
+    files = {*root.rglob("*.py"), *(root / "kernels").rglob("*.py")}  # a symlink in a checkout, so not followed above
+    for path in sorted(files):
         digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()
 

@@ -65,6 +65,9 @@ def use_kernels(name: str) -> None:
         kernels.use_kernels(name)
 
 
+ImageSize = Annotated[int | None, whole("Scale the images of a folder of your own to so many pixels a side.")]
+
+
 def data_option(default: str = "") -> Any:
     """The option --data, with the name of a data set or the path of one's own."""
     return typer.Option(help=f"digits (embedded), cifar10, cifar100, fashion; or the folder or .npz file of your own "
@@ -75,16 +78,33 @@ def check_data_name(name: str) -> None:
     """Raise the error for a data set that does not exist, before anything is read."""
     from tinyres import data
 
-    if name not in data.NAMES and not Path(name).exists():
+    if name not in data.NAMES and not data.is_path(name):
         with option("--data"):
             data.load(name)
 
 
-def absolute_data(name: str) -> str:
-    """A data set's name, or the absolute path of one's own, which then holds from any folder."""
+def is_own(name: str) -> bool:
+    """Whether --data is the path of one's own data, not a data set's name."""
     from tinyres import data
 
-    return name if name in data.NAMES else str(Path(name).absolute())
+    return name not in data.NAMES
+
+
+def absolute_data(name: str) -> str:
+    """A data set's name, or the absolute path of one's own, which then holds from any folder."""
+    return str(Path(name).expanduser().absolute()) if is_own(name) else name
+
+
+def count_images(path: str, size: int | None, quiet: bool) -> int:
+    """How many training images one's own data has; says which images will test, if the data does not."""
+    from tinyres import data
+
+    with option("--data"):
+        count = len(data.load(path, "train", size=size))
+        if not data.has_test_split(path):
+            say(f"{path} has no test split: a fixed fifth of its images, {len(data.load(path, 'test', size=size)):,}, "
+                "is held out as one", quiet)
+    return count
 
 
 def need(module: str, extra: str, what: str) -> None:

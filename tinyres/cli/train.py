@@ -42,12 +42,14 @@ def train_network(
     context: typer.Context,
     data: Annotated[str, setup.data_option()] = "digits",
     data_dir: setup.DataDir = None,
+    image_size: setup.ImageSize = None,
     recipe: RecipeName = None,
     model: Annotated[str | None, typer.Option(help="A network. Default: resnet8 on digits, else resnet20.")] = None,
     option: setup.ShortcutOption = None,
     epochs: Annotated[int | None, setup.whole("Passes over the images. Default: 40 on digits, else 30.")] = None,
     iterations: Annotated[int | None, setup.whole("Batches in all, instead of epochs.")] = None,
-    batch: Annotated[int | None, setup.whole("Images a step. Default: 64 on digits, else 128.")] = None,
+    batch: Annotated[int | None, setup.whole("Images a step. Default: 64 on digits, else 128, but less for "
+                                                      "a small data set of your own.")] = None,
     accumulate: Accumulate = None,
     lr: Annotated[float | None, setup.number("Learning rate, at its highest. Default: 0.1.")] = None,
     schedule: ScheduleName = None,
@@ -86,9 +88,12 @@ def train_network(
         return _resume(resume, context)
     setup.check_data_name(data)
     name, chosen = recipes.choose(recipe, data, context.params)
+    if setup.is_own(data):
+        images = setup.count_images(data, image_size, quiet)
+        chosen = chosen if batch is not None else recipes.fit_batch(chosen, images)
     config = {"data": setup.absolute_data(data), "data_dir": None if data_dir is None else str(data_dir.absolute()),
-              "recipe": name, **asdict(chosen), "option": option, "freeze": freeze or [], "seed": seed,
-              "kernels": kernels, "tensorboard": tensorboard}
+              "image_size": image_size, "recipe": name, **asdict(chosen), "option": option,
+              "freeze": freeze or [], "seed": seed, "kernels": kernels, "tensorboard": tensorboard}
     base = f"{Path(data).stem}-{chosen.model}-seed"
     if seeds == 1:
         folder = folders.fresh(out, f"{base}{seed}")
@@ -150,16 +155,17 @@ def prepare(config: dict[str, Any]) -> Job:
     random.manual_seed(config["seed"])
     with setup.option("--data"):
         splits = ("fit", "validation", "test") if config["validate"] else ("train", "test")
-        training, *validation, test = (data.load(config["data"], split, config["data_dir"]) for split in splits)
+        where = config["data"], config["data_dir"], config["image_size"]
+        training, *validation, test = (data.load(where[0], split, *where[1:]) for split in splits)
     channels, height = training.images.shape[1:3]
     options = setup.network_options(config["model"], len(training.classes), channels, height, config["option"])
     model = setup.build(config["model"], options)
     for pattern in config["freeze"]:
         with setup.option("--freeze"):
             freeze(model, pattern)
-    transforms = data.augment.standard(training.name) if config["augment"] else ()
+    transforms = data.augment.standard(training) if config["augment"] else ()
     with setup.option("--batch"):
-        loader = data.Loader(training, config["batch"], True, config["seed"], transforms, True)
+        loader = data.Loader(training, config["batch"], True, config["seed"], transforms, True, config["mixup"])
     optimizer, schedule = recipes.optimizer_and_schedule(model, config, len(loader))
     average = ExponentialMovingAverage(model, config["ema"]) if config["ema"] else None
     return Job(model, options, loader, optimizer, schedule, average, validation[0] if validation else None, test)
@@ -239,7 +245,7 @@ def _draw(rows: list[dict[str, Any]], found: Any, test: Any, config: dict[str, A
     from tinyres.analysis.confusion import draw_confusion
     from tinyres.analysis.curves import draw_curves
 
-    title = f"{config['model']} on {test.name}, seed {config['seed']}"
+    title = f"{config['model']} on {Path(test.name).name}, seed {config['seed']}"
     draw_curves(rows, folder / "curves.png", title)
     draw_confusion(test.labels, found.logits.argmax(1), test.classes, folder / "confusion.png", title)
 
