@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the ground up; a module is named by the first part below tinyres. A new one gets its place here.
 FLOORS = [
     {"kernels"},
-    {"files", "interrupt", "log", "random", "errors", "state", "graph", "operands", "tensor", "autograd", "debug"},
+    {"files", "npy", "interrupt", "run_log", "random", "errors", "state", "graph", "operands", "tensor", "autograd",
+     "debug"},
     {"ops"},
     {"nn"},
     {"models"},
@@ -131,5 +132,14 @@ def test_importing_loads_only_numpy_and_numba():
     below = [name for name in MODULES if part(name) not in ("cli", "teach", "__main__")]
     assert "tinyres" in below and "tinyres.data.cifar" in below
     code = f"import sys, {', '.join(below)}; print(*[name for name in {LATER} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
+
+
+def test_no_module_hides_an_op():
+    """Importing tinyres.x later sets the attribute x of the package: an op of that name would be gone from then on."""
+    below = [name for name in MODULES if part(name) not in ("cli", "teach", "__main__")]
+    code = ("import tinyres as tr\nbefore = {name: getattr(tr, name) for name in [*tr.ops.__all__, 'debug', 'grad']}\n"
+            f"import {', '.join(below)}\nprint(*[name for name in before if getattr(tr, name) is not before[name]])")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout.split()) == (0, []), done.stderr

@@ -20,6 +20,7 @@ from tinyres.ema import ExponentialMovingAverage
 from tinyres.kernels.layout import array_module
 from tinyres.nn.parameter import assign
 from tinyres.nn.state_dict import host_array
+from tinyres.operands import check_writable
 from tinyres.schedules import CosineAnnealingLR, LinearWarmup, MultiStepLR, OneCycleLR, Schedule, StepLR
 from tinyres.tensor import Tensor, reached_leaves
 
@@ -57,12 +58,17 @@ class Optimizer:
             raise TypeError(f"{self._name}: expected an iterable of parameters, got {type(parameters).__name__}: pass "
                             "model.parameters(), or a list")
         entries = list(parameters)
-        groups = entries if entries and isinstance(entries[0], Mapping) else [{"params": entries}]
+        mappings = sum(isinstance(entry, Mapping) for entry in entries)
+        if mappings not in (0, len(entries)):
+            raise TypeError(f"{self._name}: {mappings} of the {len(entries)} parameters given are groups: put all of "
+                            "them into groups, like {'params': [w], 'lr': 0.1}, or none")
+        groups = entries if mappings else [{"params": entries}]
         for group in groups:
             self.add_param_group(group)
         if not any(group["params"] for group in self.param_groups):
             raise ValueError(f"{self._name}: the list of parameters is empty: pass model.parameters(), freshly called "
-                             "(a generator can be read only once)")
+                             "(a generator can be read only once); layers kept in a plain list are not found, use "
+                             "nn.ModuleList, nor are Tensors, use nn.Parameter")
 
     @property
     def _name(self) -> str:
@@ -99,7 +105,8 @@ class Optimizer:
             raise TypeError(f"{self._name}: {_label(p)} was made by {p.node.name}, and only leaves can be trained: "
                             "give it the Parameter that it was computed from")
         if p.dtype.kind != "f":
-            raise TypeError(f"{self._name}: {_label(p)} has dtype {p.dtype}, and only floats can be trained")
+            raise TypeError(f"{self._name}: {_label(p)} has dtype {p.dtype}, and only floats can be trained: use "
+                            "astype('float32')")
         if name is not None and isinstance(p, nn.Parameter):
             p.rename(name)
         return p
@@ -112,9 +119,16 @@ class Optimizer:
         """Raise ValueError for options out of range. Options become Python numbers, so float32 stays float32."""
         for option in ("lr", "weight_decay", "eps"):
             if option in group:
-                value = group[option] = float(group[option])
-                if not value >= 0:
-                    raise ValueError(f"{self._name}: {option} must not be negative, got {value}")
+                value = group[option] = self._number(option, group[option])
+                if not 0 <= value < math.inf:
+                    raise ValueError(f"{self._name}: {option} must not be negative, got {value}: give a finite number "
+                                     "of at least 0")
+
+    def _number(self, option: str, value: Any) -> float:
+        try:
+            return float(value)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{self._name}: {option} must be a number, got {value!r}") from error
 
     def update(self, p: Any, grad: Any, group: dict[str, Any], state: dict[str, Any]) -> None:
         raise NotImplementedError(f"{self._name} has no rule: define update(self, p, grad, group, state)")
@@ -127,20 +141,31 @@ class Optimizer:
     def step(self) -> None:
         """Update every parameter that has a gradient. The first step warns (AuditWarning) of those left out.
 
-        Raises ValueError when a gradient has not its parameter's shape and dtype.
+        Raises ValueError when a gradient has not its parameter's shape and dtype, when a parameter is read-only, or
+        when an option is out of range by now; nothing was updated then.
         """
         if not self._audited:
             self._audited = True
             self._audit()
         for group in self.param_groups:
+            self.check(group)
             for p in group["params"]:
-                if p.grad is None:
-                    continue
-                if p.grad.shape != p.shape or p.grad.dtype != p.dtype:
-                    raise ValueError(f"{self._name}: {_label(p)} is {p.dtype} {tuple(p.shape)}, its gradient "
-                                     f"{p.grad.dtype} {tuple(p.grad.shape)}: call zero_grad() after changing a model")
-                self.update(p.data, p.grad.data, group, self.state.setdefault(p, {}))
-                p.bump(f"{self._name}.step")
+                if p.grad is not None:
+                    self._check_gradient(p)
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self.update(p.data, p.grad.data, group, self.state.setdefault(p, {}))
+                    p.bump(f"{self._name}.step")
+
+    def _check_gradient(self, p: Tensor) -> None:
+        if not isinstance(p.grad, Tensor):
+            raise TypeError(f"{self._name}: the gradient of {_label(p)} must be a Tensor, got "
+                            f"{type(p.grad).__name__}: wrap it in tr.tensor()")
+        if p.grad.shape != p.shape or p.grad.dtype != p.dtype:
+            raise ValueError(f"{self._name}: {_label(p)} is {p.dtype} {tuple(p.shape)}, its gradient "
+                             f"{p.grad.dtype} {tuple(p.grad.shape)}: call zero_grad() after changing a model")
+        check_writable(f"{self._name}: {_label(p)}", p, "give nn.Parameter a copy")
 
     def _audit(self) -> None:
         without = [_label(p) for p in self.parameters() if p.requires_grad and p.grad is None]
@@ -180,14 +205,22 @@ class Optimizer:
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Continue from what state_dict() returned, options included. Raises ValueError, and changes nothing, if it is
-        another optimizer's or its parameters differ in grouping, name or shape."""
-        arrays, scalars = saved["arrays"], saved["scalars"]
+        another optimizer's, its parameters differ in grouping, name or shape, or an option is out of range."""
         params = list(self.parameters())
-        problems = list(self._misfits(params, arrays, scalars))
+        try:
+            arrays, scalars = saved["arrays"], saved["scalars"]
+            problems = list(self._misfits(params, arrays, scalars))
+            options = [_options(group) for group in scalars["groups"]]
+            for group in options if not problems else ():
+                self.check(group)
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+            raise ValueError(f"{self._name}.load_state_dict: nothing was loaded: this is not what state_dict() "
+                             f"returned ({error!r})") from error
         if problems:
-            raise ValueError(f"{self._name}.load_state_dict: nothing was loaded: " + "; ".join(problems))
-        for group, was in zip(self.param_groups, scalars["groups"], strict=True):
-            group.update({k: tuple(v) if isinstance(v, list) else v for k, v in was.items() if k != "params"})
+            raise ValueError(f"{self._name}.load_state_dict: nothing was loaded: {'; '.join(problems)}. Make the "
+                             "optimizer as the saved one was made")
+        for group, was in zip(self.param_groups, options, strict=True):
+            group.update(was)
         self.state = {}
         for key, value in (*arrays.items(), *scalars["counters"].items()):
             i, name = key.split(".")
@@ -205,6 +238,9 @@ class Optimizer:
         if sizes != given:
             yield f"its groups have {given} parameters, this optimizer's have {sizes}"
             return
+        unknown = sorted({name for group in scalars["groups"] for name in group} ^ {"params", *self.defaults})
+        if unknown:
+            yield f"its options and this optimizer's differ in {', '.join(unknown)}"
         for p, name in zip(params, scalars["names"], strict=True):
             if name and getattr(p, "name", None) and name != p.name:  # type: ignore[attr-defined]
                 yield f"the state has {name} where this optimizer has {_label(p)}"
@@ -224,9 +260,9 @@ class SGD(Optimizer):
 
     def check(self, group: dict[str, Any]) -> None:
         super().check(group)
-        momentum = group["momentum"] = float(group["momentum"])
+        momentum = group["momentum"] = self._number("momentum", group["momentum"])
         if not 0 <= momentum < 1:
-            raise ValueError(f"SGD: momentum must lie in [0, 1), got {momentum}")
+            raise ValueError(f"SGD: momentum must lie in [0, 1), got {momentum}: 0.9 is usual")
         if group["nesterov"] and momentum == 0:
             raise ValueError("SGD: nesterov=True needs a momentum above 0, got 0: pass momentum=0.9")
 
@@ -253,9 +289,10 @@ class Adam(Optimizer):
 
     def check(self, group: dict[str, Any]) -> None:
         super().check(group)
-        betas = group["betas"] = tuple(float(beta) for beta in group["betas"])
+        pair = group["betas"] if isinstance(group["betas"], (tuple, list)) else (group["betas"],)
+        betas = group["betas"] = tuple(self._number("betas", beta) for beta in pair)
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"{self._name}: betas must be two numbers in [0, 1), got {betas}")
+            raise ValueError(f"{self._name}: betas must be two numbers in [0, 1), got {betas}: (0.9, 0.999) is usual")
 
     def update(self, p: Any, grad: Any, group: dict[str, Any], state: dict[str, Any]) -> None:
         decay = float(group["weight_decay"])
@@ -288,8 +325,15 @@ class AdamW(Adam):
         self._adam(p, grad, group, state)
 
 
+def _options(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved group without its parameters; what JSON made a list is a tuple again."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in group.items() if k != "params"}
+
+
 def split_decay(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two parameter groups for an optimizer: weights with `weight_decay`; biases and norms' scales (1-D) without."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"split_decay: expected a Module, got {type(model).__name__}: pass the model itself")
     named = list(model.named_parameters())
     groups = [{"params": [p for _, p in named if p.ndim > 1], "weight_decay": weight_decay},
               {"params": [p for _, p in named if p.ndim <= 1], "weight_decay": 0.0}]
@@ -305,7 +349,14 @@ def clip_grad_norm_(parameters: Iterable[Tensor] | Tensor, max_norm: float, norm
     """
     if not max_norm > 0 or not norm_type > 0:
         raise ValueError(f"clip_grad_norm_: max_norm and norm_type must be positive, got {max_norm} and {norm_type}")
+    if isinstance(parameters, nn.Module):
+        raise TypeError(f"clip_grad_norm_: expected parameters, got {type(parameters).__name__}: pass "
+                        "model.parameters()")
     listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    for p in listed:
+        if not isinstance(p, Tensor):
+            raise TypeError(f"clip_grad_norm_: parameters must be Tensors, got {type(p).__name__}: pass "
+                            "model.parameters()")
     graded = [p for p in listed if p.grad is not None]
     sizes = [abs(p.grad.data.astype("float64")) for p in graded]  # type: ignore[union-attr]
     if norm_type == math.inf:

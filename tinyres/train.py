@@ -29,9 +29,9 @@ from tinyres.ema import ExponentialMovingAverage
 from tinyres.files import PathLike, WeightsError
 from tinyres.interrupt import Interruption
 from tinyres.kernels import layout
-from tinyres.log import Log, Row, progress_bar
 from tinyres.nn import Module
 from tinyres.optim import Optimizer, Schedule, clip_grad_norm_
+from tinyres.run_log import Log, Row, progress_bar
 from tinyres.state import no_grad
 from tinyres.tensor import Tensor
 
