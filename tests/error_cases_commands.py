@@ -190,3 +190,23 @@ def _(folder):
 def _(folder):
     np.save("images.npy", np.zeros((2, 8, 8), np.uint8))
     return Command("train --data digits --image-size 32"),
+
+
+@case("Networks named and all of them asked for", 2, "--all", "--model", fix="not both")
+def _(folder):
+    return Command("claims proof --all --model resnet20"),
+
+
+@case("A set fetched that is not there, on the command line", 2, "NAME", "'cifar11'", fix="Did you mean 'cifar10'?")
+def _(folder):
+    return Command("data fetch cifar11"),
+
+
+@case("A path where no data is", 1, "own data", "nothing at", "a folder", fix="check the path")
+def _(folder):
+    return Command("train --data ./nowhere"),
+
+
+@case("A moving average that never forgets, on the command line", 2, "'--ema'", "'1'", fix="from 0 to 0.999999")
+def _(folder):
+    return Command("train --ema 1"),

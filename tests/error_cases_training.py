@@ -173,6 +173,13 @@ def _(folder):
     return lambda: average.update(), model, average
 
 
+@case("A moving average resumed that was not saved", ValueError, "ExponentialMovingAverage.load_state_dict", "got None",
+      "expected decay and count", fix="saved without an average")
+def _(folder):
+    average = optim.ExponentialMovingAverage(nn.Linear(2, 2))
+    return lambda: average.load_state_dict({"arrays": {}, "scalars": None}), average
+
+
 case = chapter("Schedules")
 
 

@@ -7,8 +7,8 @@ by one who knows their formats (tests/fuzz_inputs.py). Run it by hand; tests/tes
 A reader may return what its contract says, or raise ValueError, OSError or a class of tinyres below them with a message
 that names the file. Everything else is a finding: another exception, another library's, a MemoryError that was caught,
 a result that breaks the contract, a crash of the interpreter, more than 5 seconds of processor time, more than 512 MiB
-of memory. Each reader runs in a process of its own whose address space is bounded. An input that reached lines of code
-or results that none did before is changed further, as in coverage-guided fuzzing.
+of memory. Each reader runs in a process of its own whose address space is bounded. An input whose result is new, or
+whose exception came through lines of code that none came through before, is changed further.
 
 It prints a table, keeps the input of each finding in --out, and exits with 1 if there was one.
 """

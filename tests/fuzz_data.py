@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
+from unittest import mock
 
 import fuzz_inputs as inputs
 import numpy as np
@@ -113,7 +114,6 @@ def statistics() -> Reader:
     from tinyres.data import dataset
     from tinyres.data import statistics as cache
 
-    cache.WORTH_KEEPING = 0
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 4), np.uint8)
     expected = dataset.channel_statistics(images, 255.0)
 
@@ -121,8 +121,8 @@ def statistics() -> Reader:
         (folder / "statistics").mkdir(exist_ok=True)
         for path in folder.glob("*.json"):
             path.rename(folder / "statistics" / path.name)
-        os.environ["TINYRES_CACHE"] = str(folder)
-        found = cache.training_statistics(images, 255.0)
+        with mock.patch.object(cache, "WORTH_KEEPING", 0), mock.patch.dict(os.environ, TINYRES_CACHE=str(folder)):
+            found = cache.training_statistics(images, 255.0)
         assert all(a.dtype == np.float64 and a.tobytes() == b.tobytes() for a, b in zip(found, expected, strict=True))
         return 0
 

@@ -169,3 +169,10 @@ def packed(contents: dict[str, bytes], *extra: tuple[tarfile.TarInfo, bytes], le
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     return gzip.compress(plain.getvalue(), level, mtime=0)
+
+
+def member(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
+    """The header of an archive's member."""
+    made = tarfile.TarInfo(name)
+    made.size, made.type, made.linkname = size, kind, link
+    return made

@@ -104,7 +104,7 @@ def test_the_site(tmp_path):
     assert broken_links(site) == []
     assert sorted(set(public_names()) - listed_names(site)) == []
     how = (site / "how_it_works.html").read_text(encoding="utf-8")
-    assert how.count("<math") == 3 and how.count('display="block"') == 1 and "MathJax" not in how
+    assert how.count("<math") == 4 and how.count('display="block"') == 1 and "MathJax" not in how
     assert "1000 skips:" in how and "Traceback" not in how
     for name in ("from_pytorch", "how_it_works", "run"):
         assert "Warning:" not in (site / f"{name}.html").read_text(encoding="utf-8")

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from safetensors.numpy import save as serialise
 
 from tinyres import files, models, random, weights
+from tinyres.npy import read_array
 
 PUBLISHED = Path(os.environ.get("TINYRES_DATA", "")) / "pretrained"
 
@@ -222,6 +223,7 @@ BOMB = 1024  # MiB that a megabyte of zip unpacks to
     (zipped_npy("{'shape': (3L,), "), "has a damaged header"),
     (zipped_npy(" " * 20_000), "has a header of 20,001 bytes"),
     (zipped("a.npy", b"\x93NUMPY\3\0" + b"1" * 20), r"has version \(3, 0\) of the .npy format"),
+    (zipped("a.npy", b"hello"), "does not begin with"),
     (zipped("a.npy", NPZ, times=2), "'a' twice"),
     (zipped("a.npy", NPZ, zipfile.ZIP_BZIP2), "packed by another method than deflate"),
     (zipped("a.npy", NPZ, zipfile.ZIP_LZMA), "packed by another method than deflate"),
@@ -276,6 +278,13 @@ def test_every_kind_of_numbers_is_read_from_npz(tmp_path, array, save):
     assert list(found) == ["a", "b"] and found["a"].dtype == array.dtype.newbyteorder("=")
     assert np.array_equal(found["a"], array) and found["a"].shape == array.shape
     assert found["a"].flags.writeable and found["a"].dtype.isnative
+
+
+def test_a_stream_that_ends_early_is_truncated():
+    content = npy(HEADER % ("|u1", 100), b"1" * 100)
+    assert read_array("x", io.BytesIO(content), len(content)).tolist() == [49] * 100
+    with pytest.raises(ValueError, match="^x has 60 bytes of values, expected 100: it is truncated$"):
+        read_array("x", io.BytesIO(content[:-40]), len(content))
 
 
 def test_texts_that_are_null_are_none(tmp_path):

@@ -29,6 +29,7 @@ __all__ = [
     "MultiStepLR", "OneCycleLR", "Optimizer", "Schedule", "StepLR", "clip_grad_norm_", "split_decay",
 ]
 
+MOST_NAMES = 8  # of parameters in a warning
 # Every parameter that some optimizer was given, by id: a WeakSet would compare tensors with ==, element by element.
 _held: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
 
@@ -147,6 +148,7 @@ class Optimizer:
         if not self._audited:
             self._audited = True
             self._audit()
+        reached_leaves.clear()  # or a model of the past, kept alive by its loss, would look like one left out
         for group in self.param_groups:
             self.check(group)
             for p in group["params"]:
@@ -179,8 +181,9 @@ class Optimizer:
             lines.append(f"without gradient, so never trained: {', '.join(without)}. Use them in forward, look for "
                          "detach(), or freeze them with requires_grad_(False)")
         if strays:
-            lines.append(f"with a gradient, but in no optimizer: {', '.join(strays)}. Add them to the optimizer, or "
-                         "freeze them with requires_grad_(False)")
+            more = f" and {len(strays) - MOST_NAMES} more" if len(strays) > MOST_NAMES else ""
+            lines.append(f"with a gradient, but in no optimizer: {', '.join(strays[:MOST_NAMES])}{more}. Add them to "
+                         "the optimizer, or freeze them with requires_grad_(False)")
         if lines:
             warnings.warn(f"{self._name}.step: " + "; ".join(lines), AuditWarning, stacklevel=3)
 

@@ -122,8 +122,8 @@ def train(model: Module, loader: Loader, optimizer: Optimizer, epochs: int | Non
             row |= {"seconds": round(at.seconds, 3), "images_per_second": round(at.images / at.seconds, 1)}
             with _writing(out):
                 log.write(row)
-            if on_row is not None:
-                on_row(row)
+                if on_row is not None:
+                    on_row(row)
             at = Progress(at.step, at.epoch + 1)
             save()
             if asked.stop:

@@ -1,4 +1,4 @@
-"""Pictures of a data set: its images in a grid, each below the name of its class; and what augmentation does to them."""
+"""Pictures of a data set: images in a grid, each below the name of its class; and what augmentation does to them."""
 
 from __future__ import annotations
 

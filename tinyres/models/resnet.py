@@ -32,7 +32,7 @@ IMAGENET_WIDTHS = (64, 128, 256, 512)
 def shortcut_option(options: dict[str, ShortcutOption], option: str) -> ShortcutOption:
     """The shortcut constructor named "A", "B" or "C". Raises ValueError for another name."""
     if not isinstance(option, str) or option not in options:
-        raise ValueError(f"models: option must be one of {', '.join(options)} (A pads with zero channels, B projects "
+        raise ValueError(f"option must be one of {', '.join(options)} (A pads with zero channels, B projects "
                          f"where shapes change, C projects everywhere), got {option!r}")
     return options[option]
 

@@ -23,7 +23,7 @@ REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
 def _is_array(value: Any) -> bool:
-    return hasattr(value, "strides") and hasattr(value, "ndim")
+    return not isinstance(value, Tensor) and hasattr(value, "strides") and hasattr(value, "ndim")
 
 
 class Module:
