@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 from error_case import Command, chapter
 
 from tinyres import models, weights
@@ -186,10 +185,15 @@ def _(folder):
     return Command("runs --sort speed"),
 
 
-@case("Images of one's own with an option of others", 2, "size is 32", "'digits'", fix="leave it out")
+@case("An image size for data that has one", 2, "--image-size: 32", "digits", "your own", fix="leave it out")
 def _(folder):
-    np.save("images.npy", np.zeros((2, 8, 8), np.uint8))
     return Command("train --data digits --image-size 32"),
+
+
+@case("A folder for data that comes with the package", 2, "--data-dir: mine", "digits come with the package",
+      fix="leave it out")
+def _(folder):
+    return Command("train --data digits --data-dir mine"),
 
 
 @case("Networks named and all of them asked for", 2, "--all", "--model", fix="not both")

@@ -135,11 +135,21 @@ def _(folder):
 
 
 @case("A checkpoint of another format", WeightsError, "checkpoint.json has the format", "'tinyres checkpoint 9'",
-      fix="expected 'tinyres checkpoint 1'")
+      fix="expected all of 'tinyres checkpoint 1'")
 def _(folder):
     model, optimizer = checkpoint(folder)
     path = folder / "checkpoint.json"
     path.write_bytes(path.read_bytes().replace(b"checkpoint 1", b"checkpoint 9"))
+    return lambda: load_checkpoint(folder, model, optimizer), model, optimizer
+
+
+@case("A checkpoint that names a file elsewhere", WeightsError, "checkpoint.json names the file", "'../w.safetensors'",
+      "its own folder", fix="it was edited; nothing outside the folder is read")
+def _(folder):
+    model, optimizer = checkpoint(folder)
+    path = folder / "checkpoint.json"
+    name = next(folder.glob("*.safetensors")).name
+    path.write_bytes(path.read_bytes().replace(name.encode(), b"../w.safetensors"))
     return lambda: load_checkpoint(folder, model, optimizer), model, optimizer
 
 
@@ -152,7 +162,7 @@ def _(folder):
 
 
 @case("A checkpoint whose arrays are damaged", WeightsError, "checkpoint", "has SHA-256", "expected",
-      fix="it is damaged")
+      fix="Bring the folder back from a copy, or train anew")
 def _(folder):
     model, optimizer = checkpoint(folder)
     path = next(folder.glob("*.safetensors"))

@@ -24,7 +24,7 @@ from tinyres.cli.summary import summarise
 from tinyres.cli.train import train_network
 
 # What the library raises when an input, a file or a run is at fault.
-USERS_ERRORS = (ValueError, TypeError, OSError, ArithmeticError, RuntimeError, ImportError)
+USERS_ERRORS = (ValueError, TypeError, OSError, ArithmeticError, RuntimeError, ImportError, MemoryError)
 # Typer's, by name: some releases take the class from click, some bring their own.
 USAGE_ERRORS: Any = tuple(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 

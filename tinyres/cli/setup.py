@@ -74,10 +74,16 @@ def data_option(default: str = "") -> Any:
                              f"images.{default}")
 
 
-def check_data_name(name: str) -> None:
-    """Raise the error for a data set that does not exist, before anything is read."""
+def check_data(name: str, data_dir: Path | None, size: int | None) -> None:
+    """Raise the error for a data set that does not exist, or an option that does not apply to it."""
     from tinyres import data
 
+    if size is not None and name in data.NAMES:
+        raise typer.BadParameter(f"{size}, but it scales a folder of your own images, and {name} is none; leave it "
+                                 "out.", param_hint="--image-size")
+    if data_dir is not None and (name == "digits" or name not in data.NAMES):
+        why = "come with the package" if name == "digits" else "is a path itself"
+        raise typer.BadParameter(f"{data_dir}, but {name} {why}; leave it out.", param_hint="--data-dir")
     if name not in data.NAMES and not data.is_path(name):
         with option("--data"):
             data.load(name)

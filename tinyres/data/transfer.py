@@ -203,11 +203,11 @@ def _pieces(raw: Any, patience: Patience) -> Iterator[bytes]:
     """What comes, as it comes: a read must not wait until a piece is full, or a slow server could hold us for days."""
     from urllib3.exceptions import HTTPError, IncompleteRead
 
-    read = getattr(raw, "read1", raw.read)  # read1 came with urllib3 2
+    read, size = (raw.read1, PIECE) if hasattr(raw, "read1") else (raw.read, 2**10)  # read1 came with urllib3 2.2
     began, received = time.monotonic(), 0
     while True:
         try:
-            piece = read(PIECE, decode_content=False)
+            piece = read(size, decode_content=False)
         except HTTPError as error:
             if any(isinstance(cause, IncompleteRead) for cause in (error, *error.args)):
                 return  # closed before the announced end: the caller counts
