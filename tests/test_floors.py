@@ -131,8 +131,8 @@ def test_what_is_allowed_is_not_reported():
 def test_importing_loads_only_numpy_and_numba():
     below = [name for name in MODULES if part(name) not in ("cli", "teach", "__main__")]
     assert "tinyres" in below and "tinyres.data.cifar" in below
-    code = (f"import sys, numba; own = set(sys.modules); import {', '.join(below)}; "  # numba loads SciPy if it is there
-            f"print(*[name for name in {LATER} if name in set(sys.modules) - own])")
+    code = (f"import sys, numba; own = set(sys.modules); "  # numba loads SciPy if that is there
+            f"import {', '.join(below)}; print(*[name for name in {LATER} if name in set(sys.modules) - own])")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
 
