@@ -67,7 +67,8 @@ def test_the_wheels_metadata(wheel):
     assert metadata["Requires-Python"] == ">=3.10" and metadata["Version"] == version()
     required = {re.split(r"[>=<~ ;]", line)[0] for line in metadata.get_all("Requires-Dist") if "extra ==" not in line}
     assert required == {
-        "numpy", "numba", "threadpoolctl", "safetensors", "tqdm", "pooch", "typer", "rich", "matplotlib",
+        "numpy", "numba", "threadpoolctl", "safetensors", "tqdm", "pooch", "requests", "urllib3", "typer", "rich",
+        "matplotlib",
     }  # fmt: skip
     extras = {"cuda12", "cuda13", "onnx", "tensorboard", "docs", "teach", "dev"}
     assert set(metadata.get_all("Provides-Extra")) == extras

@@ -19,7 +19,6 @@ ARCHIVES = (".tar", ".tar.gz", ".tgz")
 
 Where = Annotated[str, typer.Argument(metavar="NAME|PATH", help="digits, cifar10, cifar100, fashion; or a folder or "
                                       "file of your own, or an archive of CIFAR.")]
-Size = Annotated[int | None, setup.whole("For a folder of images: scale them to N x N pixels.")]
 Mirror = Annotated[list[str] | None, typer.Option(help="An address to try first, of the file or of a folder that holds "
                                                   "it. May be repeated; $TINYRES_MIRROR gives one for always.")]
 Folder = Annotated[Path | None, typer.Option(help="Put it here. Default: the cache folder, $TINYRES_CACHE or the "
@@ -103,7 +102,7 @@ def fetch_set(
 def check_set(
     where: Where,
     data_dir: setup.DataDir = None,
-    size: Size = None,
+    image_size: setup.ImageSize = None,
     json: setup.Json = False,
 ) -> None:
     """Read a data set and check it: files, sizes, checksums, labels. Print its classes and statistics.
@@ -113,7 +112,7 @@ def check_set(
     import numpy as np
 
     name, path = _locate(where, data_dir)
-    train, test = (_load(name, split, path, size) for split in ("train", "test"))
+    train, test = (_load(name, split, path, image_size) for split in ("train", "test"))
     counts = {split: np.bincount(one.labels, minlength=len(one.classes)).tolist() for split, one in
               (("train", train), ("test", test))}
     lowest, highest = min(train.images.min(), test.images.min()), max(train.images.max(), test.images.max())
@@ -143,7 +142,7 @@ def show_set(
     seed: Annotated[int, setup.whole("Chooses the images, and fixes the augmentation.", 0)] = 0,
     augment: Augment = False,
     data_dir: setup.DataDir = None,
-    size: Size = None,
+    image_size: setup.ImageSize = None,
     json: setup.Json = False,
 ) -> None:
     """Draw images of a data set, with the names of their classes, into a .png."""
@@ -157,7 +156,7 @@ def show_set(
     if out.suffix.lower() != ".png":
         raise typer.BadParameter(f"{out} does not end in .png, the only kind of picture drawn.", param_hint="--out")
     name, path = _locate(where, data_dir)
-    dataset = _load(name, split, path, size)
+    dataset = _load(name, split, path, image_size)
     index = grid.spread(dataset.labels, count or (10 if augment else 60), seed)
     title = f"{name}, {split}: {len(index)} of {len(dataset):,} images"
     if augment:
@@ -257,7 +256,7 @@ def _load(name: str, split: str, path: Path | None, size: int | None) -> Dataset
     """A split of what `_locate` found, its checksums checked."""
     from tinyres import data
 
-    with setup.option("--size"):
+    with setup.option("--image-size"):
         if size is not None and name in data.NAMES:
             raise ValueError(f"it is for a folder of images, not for {name}")
     return data.load(name, split, path, size) if name in data.NAMES else data.own(name, split, size)
