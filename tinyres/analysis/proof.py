@@ -12,6 +12,7 @@ batch norms' shifts at 1 instead of 0 fewer ReLUs are off, and the same code can
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -224,9 +225,11 @@ def markdown(rows: Sequence[Row], made: str) -> str:
              *map(cells, rows)]
     table = [f"| {' | '.join(line)} |" for line in lines]
     shifted = [case.name for case in CASES if case.shift and any(row.name == case.name for row in rows)]
-    notes = [f"Shifts of all batch norms are 1 instead of 0 at the start in {', '.join(shifted)}: with 0 the gradient "
-             "grows by 1.2 a layer towards the input, and rounding errors with it."] if shifted else []
-    return "\n".join(["# The proof table\n", made, "", *table, "", summary(rows), *failures(rows), "", LEGEND, *notes])
+    note = (f"- Shifts of all batch norms are 1 instead of 0 at the start in {', '.join(shifted)}: with 0 the gradient "
+            "grows by about 1.2 a layer towards the input, and rounding errors with it.")
+    notes = [textwrap.fill(note, 120, subsequent_indent="  "), ""] if shifted else []
+    return "\n".join(["# The proof table\n", made, "", *table, "", summary(rows), *failures(rows), "",
+                      LEGEND + "\n".join(notes)])
 
 
 def summary(rows: Sequence[Row]) -> str:
