@@ -195,7 +195,7 @@ COLUMNS = (("network", "left"), ("parameters", "right"), ("published", "right"),
            ("float32 ours", "right"), ("PyTorch", "right"), ("ratio", "right"), ("verdict", "left"))
 LEGEND = f"""\
 - **parameters, published**: the exact number, and whether it equals the known one: torchvision's for the ImageNet
-  networks; for the others the exact count of the layers in He et al. 2015, who print it rounded.
+  networks; for the others that of the layers, counted by hand (He et al. 2015 print theirs rounded).
 - **gradcheck 1, 2**: gradients, and Hessian-vector products, in float64 against central differences along random
   directions: the largest relative error over all parameters together, each parameter, and the images. Bound
   {GRADCHECK:.0e}. **redrawn**: directions drawn again because a ReLU or a maximum switched between the two ends.
