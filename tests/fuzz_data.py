@@ -253,7 +253,14 @@ def image_folders() -> Reader:
     sizes = (2**31 - 1, 2**31 - 1), (65_535, 65_535), (13_000, 6_800), (9_400, 9_400), (2**31 - 1, 1), (0, 0), (1, 1)
     attacks = [{f"{name}/0.png": blank_png(*size) for name in "ab"} for size in sizes]
     attacks.append({f"{name}/{i}.png": blank_png(2_000, 2_000) for name in "ab" for i in range(30)})
+    attacks += [{"a/1.png": pictures("PNG")[0], "b/1.png": long_png(content)} for content in pictures("PNG")]
     return Reader(valid, read_own, attacks, errors=(TypeError,))
+
+
+def long_png(content: bytes) -> bytes:
+    """The picture, but its pixels are said to take two gigabytes, which Pillow then asks of the file."""
+    at = content.index(b"IDAT")
+    return content[:at - 4] + (2**31 - 1).to_bytes(4, "big") + content[at:]
 
 
 def blank_png(width: int, height: int) -> bytes:
