@@ -212,7 +212,7 @@ def test_the_page_says_where_the_point_was_moved():
         patch.setattr(proof, "CASES", (replace(SMALL, shift=1.0),))
         page = proof.markdown([GOOD], "")
     assert "Shifts of all batch norms are 1 instead of 0 at the start in resnet8, option A:" in page
-    assert page.endswith("with it.\n") and max(len(line) for line in page.splitlines() if line[:1] != "|") <= 120
+    assert page.endswith("bounds.\n") and max(len(line) for line in page.splitlines() if line[:1] != "|") <= 120
 
 
 @pytest.mark.parametrize("line, status, message", [

@@ -226,7 +226,7 @@ def markdown(rows: Sequence[Row], made: str) -> str:
     table = [f"| {' | '.join(line)} |" for line in lines]
     shifted = [case.name for case in CASES if case.shift and any(row.name == case.name for row in rows)]
     note = (f"- Shifts of all batch norms are 1 instead of 0 at the start in {', '.join(shifted)}: with 0 the gradient "
-            "grows by about 1.2 a layer towards the input, and rounding errors with it.")
+            "grows by about 1.2 a layer towards the input, and rounding errors with it, beyond these bounds.")
     notes = [textwrap.fill(note, 120, subsequent_indent="  "), ""] if shifted else []
     return "\n".join(["# The proof table\n", made, "", *table, "", summary(rows), *failures(rows), "",
                       LEGEND + "\n".join(notes)])
