@@ -148,7 +148,8 @@ def _(folder):
     return Command("eval --weights thin.safetensors --data digits"),
 
 
-@case("Weights that are not there, on the command line", 1, "weights", "no file nowhere", fix="there is no file")
+@case("Weights that are not there, on the command line", 1, "weights", "there is no file", "nowhere",
+      fix="check the path")
 def _(folder):
     return Command("eval --weights nowhere --data digits"),
 

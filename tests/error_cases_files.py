@@ -23,7 +23,7 @@ def linear(path="w.safetensors"):
 
 
 @case("A file of weights that is not there", FileNotFoundError, "weights", "no file",
-      fix="there is no file w.safetensors")
+      fix="check the path")
 def _(folder):
     model = nn.Linear(2, 2)
     return lambda: weights.load(model, "w.safetensors"), model
@@ -116,6 +116,13 @@ def checkpoint(folder):
     save_checkpoint(folder, model, optimizer, progress={"epoch": 1})
     nn.init.ones_(model.weight)
     return model, optimizer
+
+
+@case("A file to be written into a folder that is not there", FileNotFoundError, "w.safetensors cannot be written",
+      "there is no folder", fix="make it first")
+def _(folder):
+    model = nn.Linear(2, 3)
+    return lambda: weights.save(model, folder / "missing" / "w.safetensors"), model
 
 
 @case("A folder without a checkpoint", FileNotFoundError, "checkpoint", "has no checkpoint.json",

@@ -58,7 +58,7 @@ def test_python_m_tinyres_is_the_command():
     ("train --option D", 2, "--option: option must be one of A, B, C"),
     ("train --resume nowhere", 2, "--resume: nowhere holds no run"),
     ("eval", 2, "Missing option '--weights'"),
-    ("eval --weights nowhere", 1, "there is no file nowhere"),
+    ("eval --weights nowhere", 1, "nowhere: check the path"),
     ("eval --weights w.safetensors", 2, "--data: w.safetensors does not say on which data"),
     ("eval --weights w.safetensors --data digits --split tset", 2, "--split: digits: no split 'tset'. Did you mean"),
     ("eval --weights w.safetensors --data digits --normalize 1,2", 0, ""),

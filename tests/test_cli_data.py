@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from mirror import RECORDS, Answer, Mirror, packed, small_cifar10
 
 from tinyres import data
 from tinyres.analysis import grid
-from tinyres.cli.main import app
 from tinyres.data import cifar
 from tinyres.data.augment import RandomCrop, RandomFlip
 from tinyres.data.cifar_formats import FORMATS
@@ -24,7 +22,7 @@ NAME = "cifar-10-binary.tar.gz"
 
 
 @pytest.fixture
-def tinyres_command(capsys, monkeypatch, tmp_path):
+def tinyres_command(tinyres_command, monkeypatch, tmp_path):
     """tinyres_command("data list") -> (exit status, stdout, stderr), in an empty folder, with a small CIFAR-10."""
     for name in ("TINYRES_DATA", "TINYRES_MIRROR", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
@@ -33,14 +31,7 @@ def tinyres_command(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(cifar, "CIFAR10", SMALL)
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-
-    def call(line):
-        with pytest.raises(SystemExit) as end:
-            app(shlex.split(line), prog_name="tinyres")
-        text = capsys.readouterr()
-        return end.value.code, text.out, text.err
-
-    return call
+    return tinyres_command
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ disk and a lost checkpoint. The long version is benchmarks/kill_resume.py."""
 import json
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -12,7 +11,9 @@ import time
 
 import pytest
 
-from benchmarks.kill_resume import differences, ending, lives, step_of
+resource = pytest.importorskip("resource", reason="kills and limits as POSIX systems know them")
+
+from benchmarks.kill_resume import differences, ending, lives, step_of  # noqa: E402
 
 JOB = "--data digits --epochs 12 --ema 0.99 --label-smoothing 0.1 --seed 3".split()
 EVERY = 4

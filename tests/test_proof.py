@@ -1,7 +1,6 @@
 """The proof table: what is right passes; a wrong gradient, size or distance fails its row, and the command with it."""
 
 import json
-import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,6 @@ from tinyres import models, nn
 from tinyres.analysis import parity, proof
 from tinyres.analysis.proof import Case, Row, prove
 from tinyres.analysis.verdict import GradcheckResult
-from tinyres.cli.main import app
 from tinyres.ops.conv import Conv2d
 from tinyres.ops.norm import BatchNorm
 
@@ -28,20 +26,6 @@ def quick(monkeypatch):
     monkeypatch.setattr(proof, "CASES", (SMALL, replace(SMALL, network="plain8", words="", options={}, usual=False)))
     monkeypatch.setattr(proof, "DRAWS", 2)
     monkeypatch.setattr(proof, "DIRECTIONS", 1)
-
-
-@pytest.fixture
-def command(capsys, monkeypatch, tmp_path):
-    """command("claims proof --json") -> (exit status, stdout, stderr), in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(line):
-        with pytest.raises(SystemExit) as end:
-            app(shlex.split(line), prog_name="tinyres")
-        text = capsys.readouterr()
-        return end.value.code, text.out, text.err
-
-    return call
 
 
 @pytest.fixture
@@ -63,7 +47,7 @@ def test_a_right_network_passes_every_bound(torch):
 
 
 @pytest.mark.parametrize("broken", ["batch norm", "convolution"])
-def test_a_broken_backward_fails_the_row_and_the_command(command, torch, monkeypatch, broken):
+def test_a_broken_backward_fails_the_row_and_the_command(tinyres_command, torch, monkeypatch, broken):
     """A sign in a fused kernel; a factor in a rule. Finite differences and PyTorch both see each."""
     if broken == "batch norm":
         right = BatchNorm.fused_backward
@@ -73,7 +57,7 @@ def test_a_broken_backward_fails_the_row_and_the_command(command, torch, monkeyp
         rule = Conv2d.backward
         monkeypatch.setattr(Conv2d, "backward", lambda self, grad: tuple(
             None if g is None else g * 1.001 for g in rule(self, grad)))
-    status, out, err = command("claims proof --json")
+    status, out, err = tinyres_command("claims proof --json")
     found = json.loads(out.splitlines()[-1])
     [row] = found["rows"]
     assert (status, found["passed"], row["verdict"]) == (1, False, "FAILED") and "1/1 resnet8, option A: FAILED" in err
@@ -98,9 +82,9 @@ def test_a_wrong_forward_that_differentiates_well_is_seen_by_pytorch_only(torch,
     assert row.verdict == "FAILED" and all("from PyTorch's in float64" in text for text in row.complaints)
 
 
-def test_without_pytorch_the_rest_works(command, monkeypatch):
+def test_without_pytorch_the_rest_works(tinyres_command, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    status, out, err = command("claims proof")
+    status, out, err = tinyres_command("claims proof")
     assert status == 0 and "1 of 1 networks passed (PyTorch not installed: nothing was compared with it)" in out
     heading, row = out.splitlines()[:2]
     assert proof.MISSING in row and row.endswith("passed") and "75,290" in row and heading.split()[0] == "network"
@@ -182,10 +166,10 @@ def real_cases():
     return again.CASES
 
 
-def test_the_table_as_text_markdown_and_json(command, rows):
+def test_the_table_as_text_markdown_and_json(tinyres_command, rows):
     bad = replace(GOOD, name="plain8", published=3, exact={**GOOD.exact, "weights": np.inf}, complaints=["too far"])
     rows(GOOD, bad)
-    status, out, err = command("claims proof --out proof.md")
+    status, out, err = tinyres_command("claims proof --out proof.md")
     lines = out.splitlines()
     assert status == 1 and lines[-2:] == ["1 of 2 networks passed.", "- plain8: too far"]
     assert lines[1].split() == ["resnet8,", "option", "A", "75,290", "-", "6.5e-09", "5.0e-10", "2", *["2.5e-14"] * 4,
@@ -196,10 +180,10 @@ def test_the_table_as_text_markdown_and_json(command, rows):
     assert len(table) == 4 and {line.count("|") for line in table} == {len(proof.COLUMNS) + 1}
     assert "| plain8 | 75,290 | 3 |" in page and "FAILED |" in page and "- plain8: too far" in page
     assert "Made by `tinyres claims proof` on 20" in page and "cores" in page and "numpy" in page and "seed 0" in page
-    status, out, err = command("claims proof --markdown -q --seed 3")
+    status, out, err = tinyres_command("claims proof --markdown -q --seed 3")
     assert (status, err) == (1, "") and out.startswith("# The proof table\n") and "seed 3" in out
     rows(GOOD)
-    status, out, _ = command("claims proof --json -q")
+    status, out, _ = tinyres_command("claims proof --json -q")
     found = json.loads(out)
     assert (status, found["passed"], found["bounds"]) == (0, True, {"gradcheck": 1e-6, "parity": 1e-8, "ratio": 2.0})
     assert found["rows"][0]["exact"]["weights"] == 2.5e-14 and found["rows"][0]["verdict"] == "passed"
@@ -223,20 +207,20 @@ def test_the_page_says_where_the_point_was_moved():
     ("claims --json proof", 2, "--json: give it after proof"),
     ("claims prof", 2, "No such command 'prof'"),
 ])
-def test_errors_of_the_command(command, line, status, message):
-    found, out, err = command(line)
+def test_errors_of_the_command(tinyres_command, line, status, message):
+    found, out, err = tinyres_command(line)
     assert (found, out) == (status, "") and message in err and len(err.splitlines()) == 1
 
 
-def test_claims_lists_what_there_is(command):
-    status, out, err = command("claims")
+def test_claims_lists_what_there_is(tinyres_command):
+    status, out, err = tinyres_command("claims")
     assert (status, err) == (0, "") and out.startswith("tinyres claims proof: ")
-    assert [claim["name"] for claim in json.loads(command("claims --json")[1])["claims"]] == ["proof"]
+    assert [claim["name"] for claim in json.loads(tinyres_command("claims --json")[1])["claims"]] == ["proof"]
 
 
-def test_which_rows_are_made(command, monkeypatch):
+def test_which_rows_are_made(tinyres_command, monkeypatch):
     made = []
     monkeypatch.setattr(proof, "prove_all", lambda cases, seed: made.append([c.name for c in cases]) or iter([GOOD]))
     for line in ("", "--all", "--model plain8", "--model plain8 --model resnet8"):
-        assert command(f"claims proof -q {line}")[0] == 0
+        assert tinyres_command(f"claims proof -q {line}")[0] == 0
     assert made == [["resnet8, option A"], ["resnet8, option A", "plain8"], ["plain8"], ["resnet8, option A", "plain8"]]

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import shlex
 
 import pytest
 
@@ -11,7 +10,6 @@ from tinyres.analysis import curves
 from tinyres.analysis.curves import Curve, draw_comparison
 from tinyres.analysis.runs import differing, find_runs, group_runs, label, read_run, sort_runs
 from tinyres.cli import table
-from tinyres.cli.main import app
 
 CONFIG = {"data": "digits", "data_dir": None, "recipe": "digits", "model": "resnet8", "epochs": 2, "batch": 64,
           "lr": 0.1, "iterations": None, "mixup": 0.0, "clip_norm": None, "augment": True, "freeze": [], "seed": 0,
@@ -35,20 +33,6 @@ def make(folder, accuracy=0.9, rows=2, result=True, **options):
             "accuracy": accuracy, "correct": 9, "n": 10, "loss": 0.25, "seed": config["seed"], "epochs": rows,
             "seconds": 4.5, "images_per_second": 321.0, "out": str(folder)}))
     return folder
-
-
-@pytest.fixture
-def command(capsys, monkeypatch, tmp_path):
-    """command("runs --json") -> (exit status, stdout, stderr), in tmp_path."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(line):
-        with pytest.raises(SystemExit) as end:
-            app(shlex.split(line), prog_name="tinyres")
-        text = capsys.readouterr()
-        return end.value.code, text.out, text.err
-
-    return call
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -95,26 +79,27 @@ def test_unfinished_runs_say_how_far_they_came(tmp_path):
     ("result.json", b'{"accuracy": "0.9", "loss": 1, "seconds": true}', "result.json: no accuracy, no seconds"),
     ("result.json", b'{"accuracy": 0.9}', "result.json: no loss, no seconds"),
 ])
-def test_damaged_runs_are_listed_with_the_reason(command, tmp_path, file, content, note):
+def test_damaged_runs_are_listed_with_the_reason(tinyres_command, tmp_path, file, content, note):
     make(tmp_path / "runs" / "good", seed=1)
     bad = make(tmp_path / "runs" / "bad")
     (bad / file).unlink() if content is None else (bad / file).write_bytes(content)
     run = read_run(bad)
     assert run.state == "damaged" and note in run.note and "\n" not in run.note
-    status, out, err = command("runs")
+    status, out, err = tinyres_command("runs")
     assert (status, err) == (0, "") and f"{os.path.join('runs', 'bad')} is damaged: {run.note}\n" in out
-    states = {found["folder"]: found["state"] for found in json.loads(command("runs --json")[1])["runs"]}
+    states = {found["folder"]: found["state"] for found in json.loads(tinyres_command("runs --json")[1])["runs"]}
     assert states == {os.path.join("runs", "bad"): "damaged", os.path.join("runs", "good"): "finished"}
 
 
-def test_a_folder_in_place_of_a_file_is_damage(command, tmp_path):
+def test_a_folder_in_place_of_a_file_is_damage(tinyres_command, tmp_path):
     run = make(tmp_path / "runs" / "a\nb")
     for name in ("result.json", "log.jsonl"):
         (run / name).unlink()
         (run / name).mkdir()
     found = read_run(run)
     assert found.state == "damaged" and found.note == "log.jsonl: Is a directory; result.json: Is a directory"
-    assert command("runs")[1].splitlines()[2].startswith(f"{os.path.join('runs', 'a')}\\nb is damaged: log.jsonl")
+    lines = tinyres_command("runs")[1].splitlines()
+    assert lines[2].startswith(f"{os.path.join('runs', 'a')}\\nb is damaged: log.jsonl")
 
 
 def test_what_is_no_run_is_left_out(tmp_path):
@@ -197,11 +182,11 @@ def test_the_orders(tmp_path):
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_the_table_in_a_pipe_holds_whole_names(command, tmp_path):
+def test_the_table_in_a_pipe_holds_whole_names(tinyres_command, tmp_path):
     long = "a-folder-with-a-name-that-is-far-longer-than-any-terminal-is-wide-" + "x" * 100
     make(tmp_path / "runs" / long, 0.9875, seed=1, lr=0.25)
     make(tmp_path / "runs" / "[red]odd\nname", 0.5, rows=1, result=False)
-    status, out, err = command("runs")
+    status, out, err = tinyres_command("runs")
     lines = out.splitlines()
     assert (status, err, len(lines)) == (0, "", 3)
     assert lines[0].split() == "run model data lr seed accuracy loss epochs seconds images/s state".split()
@@ -213,14 +198,14 @@ def test_the_table_in_a_pipe_holds_whole_names(command, tmp_path):
     assert places == [len(long) + 7] * 3
 
 
-def test_seeds_get_a_table_of_their_own(command, tmp_path):
+def test_seeds_get_a_table_of_their_own(tinyres_command, tmp_path):
     for seed in range(3):
         make(tmp_path / "runs" / f"a{seed}", 0.9 + 0.01 * seed, seed=seed)
     make(tmp_path / "runs" / "b", 0.5, lr=0.2)
-    lines = command("runs --sort name")[1].splitlines()
+    lines = tinyres_command("runs --sort name")[1].splitlines()
     assert lines[6] == "runs that differ in the seed only: means" and len(lines) == 9
     assert lines[8].split() == "resnet8 digits 0.1 0 1 2 3 91.00% 1.00% 90.00% 0.2500 4.5".split()
-    found = json.loads(command("runs --json")[1])
+    found = json.loads(tinyres_command("runs --json")[1])
     assert [run["folder"] for run in found["runs"]] == [os.path.join("runs", name) for name in ("a2", "a1", "a0", "b")]
     group, = found["groups"]
     assert (group["n"], group["options"], round(group["deviation"], 6)) == (3, {"lr": 0.1}, 0.01)
@@ -234,21 +219,21 @@ def test_seeds_get_a_table_of_their_own(command, tmp_path):
     ("runs empty --plot curves.png", 1, "no run has an epoch in its log yet"),
     ("runs here --plot nowhere/curves.png", 2, "--plot: there is no folder nowhere for curves.png"),
 ])
-def test_errors_are_plain(command, tmp_path, line, status, message):
+def test_errors_are_plain(tinyres_command, tmp_path, line, status, message):
     make(tmp_path / "here" / "run")
     (tmp_path / "empty").mkdir()
-    found, out, err = command(line)
+    found, out, err = tinyres_command(line)
     assert (found, out, len(err.splitlines())) == (status, "", 1) and message in err
     assert not list(tmp_path.glob("*.png"))
 
 
-def test_no_runs_and_files_among_the_folders_are_told(command, tmp_path):
+def test_no_runs_and_files_among_the_folders_are_told(tinyres_command, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert command("runs empty") == (0, "no runs in empty\n", "")
-    assert json.loads(command("runs empty --json")[1]) == {"runs": [], "groups": [], "plot": None}
+    assert tinyres_command("runs empty") == (0, "no runs in empty\n", "")
+    assert json.loads(tinyres_command("runs empty --json")[1]) == {"runs": [], "groups": [], "plot": None}
     make(tmp_path / "run")
     (tmp_path / "curves.png").write_bytes(b"")
-    status, out, err = command("runs run curves.png")
+    status, out, err = tinyres_command("runs run curves.png")
     assert (status, err) == (0, "not folders, so not read: curves.png\n") and "finished" in out
 
 
@@ -261,15 +246,15 @@ def test_a_wide_terminal_gets_a_frame_and_a_narrow_one_whole_lines(monkeypatch, 
         assert "\u9ce5" * 6 + "[red]" in out and (len(out.splitlines()) > 3) == framed
 
 
-def test_train_makes_what_runs_reads(command):
+def test_train_makes_what_runs_reads(tinyres_command):
     quick = "train --batch 400 --quiet --out"
-    assert command(f"{quick} runs/a --epochs 1")[0] == 0
-    assert command(f"{quick} runs/b --iterations 3 --seeds 2 --validate")[0] == 0
-    found = json.loads(command("runs --json")[1])
+    assert tinyres_command(f"{quick} runs/a --epochs 1")[0] == 0
+    assert tinyres_command(f"{quick} runs/b --iterations 3 --seeds 2 --validate")[0] == 0
+    found = json.loads(tinyres_command("runs --json")[1])
     assert {run["state"] for run in found["runs"]} == {"finished"} and len(found["runs"]) == 3
     assert [group["n"] for group in found["groups"]] == [2]
     assert found["runs"][0]["options"].keys() == {"iterations", "validate"}
-    status, _, err = command("runs --plot all.png")
+    status, _, err = tinyres_command("runs --plot all.png")
     assert (status, err) == (0, "drawn: all.png\n")
 
 

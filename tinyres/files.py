@@ -41,6 +41,8 @@ def write_atomically(path: PathLike, content: bytes) -> None:
     Raises OSError, as when the disk is full; the old file is still there then, and the temporary one is not.
     """
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}; make it first")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:

@@ -114,12 +114,7 @@ def train(model: Module, loader: Loader, optimizer: Optimizer, epochs: int | Non
                         save()
                     if asked.stop:
                         raise KeyboardInterrupt
-            row = {"epoch": at.epoch + 1, "iterations": at.step, "lr": rate, "train_loss": at.loss / at.images,
-                   "train_accuracy": at.correct / at.images}
-            if validation is not None:
-                found = evaluate(model if average is None else average.model, validation)
-                row |= {"validation_loss": found.loss, "validation_accuracy": found.accuracy}
-            row |= {"seconds": round(at.seconds, 3), "images_per_second": round(at.images / at.seconds, 1)}
+            row = _row(at, rate, model if average is None else average.model, validation)
             with _writing(out):
                 log.write(row)
                 if on_row is not None:
@@ -129,6 +124,16 @@ def train(model: Module, loader: Loader, optimizer: Optimizer, epochs: int | Non
             if asked.stop:
                 raise KeyboardInterrupt
     return log.rows
+
+
+def _row(at: Progress, rate: float, model: Module, validation: Dataset | None) -> Row:
+    """What the log says of the epoch that has ended; the model is read with the validation images, if there are any."""
+    row = {"epoch": at.epoch + 1, "iterations": at.step, "lr": rate, "train_loss": at.loss / at.images,
+           "train_accuracy": at.correct / at.images}
+    if validation is not None:
+        found = evaluate(model, validation)
+        row |= {"validation_loss": found.loss, "validation_accuracy": found.accuracy}
+    return row | {"seconds": round(at.seconds, 3), "images_per_second": round(at.images / at.seconds, 1)}
 
 
 def _begin(model: Module, loader: Loader, optimizer: Optimizer, schedule: Schedule | None,

@@ -140,7 +140,7 @@ def read(path: PathLike) -> Source:
         arrays, config = read_weights(path if path.is_dir() else path.parent)
         return Source(arrays, "tinyres", config=config)
     if not path.is_file():
-        raise FileNotFoundError(f"weights: there is no file {path}")
+        raise FileNotFoundError(f"weights: there is no file {path.absolute()}: check the path")
     content = path.read_bytes()
     archive = content[:4] == b"PK\3\4"
     arrays, metadata = (read_npz(path, content), {}) if archive else read_safetensors(path, content)

@@ -37,6 +37,7 @@ def examine() -> Iterator[Finding]:
 
 
 def python() -> list[Finding]:
+    """Which Python runs."""
     words = f"{platform.python_version()} ({platform.python_implementation()}, {platform.system()}), {sys.executable}"
     return [Finding("Python", words, facts={"version": platform.python_version()})]
 
@@ -179,6 +180,7 @@ def system_family(release: Path = Path("/etc/os-release")) -> str:
 
 
 def digits() -> list[Finding]:
+    """The embedded data set."""
     from tinyres import data
 
     try:
@@ -192,12 +194,13 @@ def digits() -> list[Finding]:
 def data_sets() -> list[Finding]:
     """Where the other data sets were found; their content is what `tinyres data check` looks at."""
     from tinyres.data import cifar, cifar_formats
+    from tinyres.data.cache import VARIABLE
     from tinyres.data.fashion import find as find_fashion
 
-    variable = os.environ.get(cifar.VARIABLE, "")
+    variable = os.environ.get(VARIABLE, "")
     found = []
     if variable and not Path(variable).expanduser().exists():
-        found.append(Finding("data", f"{cifar.VARIABLE}={variable} is not there", NOTE, f"unset {cifar.VARIABLE}"))
+        found.append(Finding("data", f"{VARIABLE}={variable} is not there", NOTE, f"unset {VARIABLE}"))
     finders: dict[str, Callable[[], Path]] = {
         "cifar10": lambda: cifar.find(cifar_formats.CIFAR10), "cifar100": lambda: cifar.find(cifar_formats.CIFAR100),
         "fashion": find_fashion}

@@ -29,6 +29,7 @@ def processor() -> list[Finding]:
 
 
 def cpu_name(root: Path = ROOT) -> str:
+    """The processor's name, as the system tells it."""
     with contextlib.suppress(OSError):
         for line in (root / "proc/cpuinfo").read_text(errors="replace").splitlines():
             if line.startswith("model name"):

@@ -14,10 +14,10 @@ from typing import Any
 
 import typer
 
+from tinyres.analysis.machine import cpu_name
+from tinyres.analysis.runs import CONFIG
 from tinyres.cli import recipes, setup
 
-CONFIG = "config.json"
-RESULT = "result.json"
 SEVERAL = "seeds.json"  # in a folder whose sub-folders are the runs of several seeds
 # What config.json must hold.
 KINDS: dict[str, Any] = {
@@ -97,7 +97,7 @@ def provenance(dataset: Any) -> dict[str, Any]:
         "began": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "platform": platform.platform(),
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "source_sha256": source_digest(),
         "data_sha256": data_digest(dataset),
@@ -135,14 +135,3 @@ def check_provenance(config: dict[str, Any], dataset: Any, quiet: bool) -> None:
                   "differ from an unbroken run's", quiet)
     if began["source_sha256"] != source_digest():
         setup.say("tinyres has changed since this run began: the last bits may differ from an unbroken run's", quiet)
-
-
-def _cpu() -> str:
-    """The processor's name, "" where the system does not tell."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
-        for line in file:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    import platform
-
-    return platform.processor()

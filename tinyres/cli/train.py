@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tinyres.analysis.runs import CONFIG, RESULT
 from tinyres.cli import folders, recipes, setup
 
 Smoothing = Annotated[float | None, setup.number("Share of the target spread over all classes. Default: 0.", most=1)]
@@ -177,17 +178,17 @@ def run(config: dict[str, Any], folder: Path, checkpoint_every: int, quiet: bool
     from tinyres.train import evaluate, train
 
     began = time.perf_counter()
-    if (folder / folders.RESULT).is_file():
+    if (folder / RESULT).is_file():
         setup.say(f"{folder} is finished already", quiet)
-        return setup.read_json(folder / folders.RESULT)
+        return setup.read_json(folder / RESULT)
     job = prepare(config)
-    resume = (folder / folders.CONFIG).is_file()
+    resume = (folder / CONFIG).is_file()
     if resume:
         folders.check_provenance(config, job.loader.dataset, quiet)
     else:
         config = config | _facts(job)
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / folders.CONFIG, setup.pretty(config))
+        write_atomically(folder / CONFIG, setup.pretty(config))
     with folders.used(folder), _listening(config, folder) as on_row:
         setup.say(_introduction(job, config, folder), quiet)
         try:
@@ -205,7 +206,7 @@ def run(config: dict[str, Any], folder: Path, checkpoint_every: int, quiet: bool
                   "seed": config["seed"], "epochs": rows[-1]["epoch"], "iterations": rows[-1]["iterations"],
                   "seconds": round(time.perf_counter() - began, 2),
                   "images_per_second": median(row["images_per_second"] for row in rows), "out": str(folder)}
-        write_atomically(folder / folders.RESULT, setup.pretty(result))
+        write_atomically(folder / RESULT, setup.pretty(result))
     return result
 
 
@@ -264,7 +265,7 @@ def _several(found: dict[str, Any], folder: Path, checkpoint_every: int, quiet: 
     results = []
     for seed in found["seeds"]:
         one = folder / f"seed{seed}"
-        config = setup.read_json(one / folders.CONFIG) if (one / folders.CONFIG).is_file() else found["config"]
+        config = setup.read_json(one / CONFIG) if (one / CONFIG).is_file() else found["config"]
         results.append(run(config | {"seed": seed}, one, checkpoint_every, quiet))
         setup.say(_sentence(results[-1]), quiet)
     accuracies = [result["accuracy"] for result in results]
@@ -274,7 +275,7 @@ def _several(found: dict[str, Any], folder: Path, checkpoint_every: int, quiet: 
              "seconds": round(sum(result["seconds"] for result in results), 2),
              "images_per_second": median(result["images_per_second"] for result in results),
              "out": [result["out"] for result in results]}
-    write_atomically(folder / folders.RESULT, setup.pretty(total))
+    write_atomically(folder / RESULT, setup.pretty(total))
     setup.report(total, f"test accuracy {average:.2%}, deviation {deviation:.2%}, worst {min(accuracies):.2%} of "
                         f"{len(results)} seeds; {total['seconds']:.1f} s; {folder}", as_json)
 

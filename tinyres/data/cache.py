@@ -1,8 +1,9 @@
-"""Where what was fetched or computed once is kept: data sets, and the statistics of large ones."""
+"""Where data lies: the variable with the user's folder, and the folder for what was fetched or computed once."""
 
 import os
 from pathlib import Path
 
+VARIABLE = "TINYRES_DATA"
 CACHE_VARIABLE = "TINYRES_CACHE"
 
 

@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from tinyres.data import archive
-from tinyres.data.cache import cache_folder
+from tinyres.data.cache import VARIABLE, cache_folder
 from tinyres.data.cifar_formats import CIFAR10, CIFAR100, BinaryFile, Format
 from tinyres.data.dataset import Dataset, nearest, pick_split
 from tinyres.data.statistics import training_statistics
 
-VARIABLE = "TINYRES_DATA"
 VALIDATION_SIZE = 5_000  # He et al. (2015), section 4.2: 45,000 images to fit, 5,000 to choose by
 
 Arrays = tuple[np.ndarray, np.ndarray]

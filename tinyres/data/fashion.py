@@ -13,12 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyres.data.cache import cache_folder
+from tinyres.data.cache import VARIABLE, cache_folder
 from tinyres.data.dataset import Dataset, pick_split
 from tinyres.data.idx import header, locate, read_idx
 from tinyres.data.statistics import training_statistics
 
-VARIABLE = "TINYRES_DATA"
 VALIDATION_SIZE = 5_000
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where the package dataset-fashion-mnist puts the files
 FOLDERS = ("fashion", "fashion-mnist", "FashionMNIST/raw", ".")  # below a given folder; the third is torchvision's
