@@ -96,6 +96,33 @@ def store(typing, array, i, vector):
 
 
 @intrinsic
+def load_some(typing, array, i, valid):
+    """The vector of array[i : i + valid] and zeros; a valid of LANES or more loads all."""
+
+    def code(context, builder, signature, args):
+        kind, place = _llvm(array.dtype), _at(context, builder, signature.args[0], *args[:2])
+        masked = _masked(builder, "load", kind, [kind.as_pointer(), ir.IntType(32), _MASK, kind])
+        return builder.call(masked, [builder.bitcast(place, kind.as_pointer()), ir.Constant(ir.IntType(32), 4),
+                                     _mask(builder, args[2]), ir.Constant(kind, None)])
+
+    return Vector(array.dtype)(array, types.intp, types.intp), code
+
+
+@intrinsic
+def store_some(typing, array, i, vector, valid):
+    """array[i : i + valid] = vector; a valid of LANES or more stores all."""
+
+    def code(context, builder, signature, args):
+        kind, place = _llvm(array.dtype), _at(context, builder, signature.args[0], *args[:2])
+        masked = _masked(builder, "store", ir.VoidType(), [kind, kind.as_pointer(), ir.IntType(32), _MASK], kind)
+        builder.call(masked, [args[2], builder.bitcast(place, kind.as_pointer()), ir.Constant(ir.IntType(32), 4),
+                              _mask(builder, args[3])])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector, types.intp), code
+
+
+@intrinsic
 def zeros(typing, array):
     """A vector of zeros with the array's dtype."""
     return Vector(array.dtype)(array), lambda context, builder, *_: ir.Constant(_llvm(array.dtype), None)
@@ -208,15 +235,19 @@ def _at(context, builder, kind, array, i):
 
 def _places(context, builder, tile, kind, array, i, step, valid):
     """(number, pointer, mask of the valid lanes) of each vector of a tile that lies in an array."""
-    integers = ir.VectorType(ir.IntType(64), LANES)
-    count = _splat(builder, valid, integers)
-    masks = [builder.icmp_signed("<", ir.Constant(integers, [c * LANES + lane for lane in range(LANES)]), count)
-             for c in range(tile.cols)]
+    masks = [_mask(builder, valid, c * LANES) for c in range(tile.cols)]
     for r in range(tile.rows):
         row = _at(context, builder, kind, array, builder.add(i, builder.mul(step, _int(r))))
         for c in range(tile.cols):
             place = builder.bitcast(builder.gep(row, [_int(c * LANES)]), _llvm(tile.dtype).as_pointer())
             yield r * tile.cols + c, place, masks[c]
+
+
+def _mask(builder, valid, first=0):
+    """For each lane whether its number, counted from `first`, is below `valid`."""
+    integers = ir.VectorType(ir.IntType(64), LANES)
+    lanes = ir.Constant(integers, [first + lane for lane in range(LANES)])
+    return builder.icmp_signed("<", lanes, _splat(builder, valid, integers))
 
 
 def _load(builder, place, kind):
