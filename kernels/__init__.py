@@ -14,6 +14,7 @@ A kernel set is a module with some of these functions; what it lacks, reference.
     fast        Numba and BLAS on all processors (default)        reference
 """
 
+import difflib
 from importlib import import_module
 
 from . import layout, reference
@@ -44,7 +45,9 @@ class use_kernels:
         global _current
         known = sorted({known for _, known in SETS})
         if name not in known:
-            raise ValueError(f"use_kernels: there is no kernel set {name!r}: choose one of {', '.join(known)}")
+            near = difflib.get_close_matches(str(name), known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"use_kernels: there is no kernel set {name!r}: choose one of {', '.join(known)}{hint}")
         self.previous, _current = _current, name
 
     def __enter__(self):

@@ -28,6 +28,12 @@ def torch():
     return module
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_our_own(tmp_path_factory):
+    """Statistics of data sets, and what is fetched, stay out of the user's cache folder."""
+    os.environ["TINYRES_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(autouse=True)
 def same_kernels_after_each_test():
     """A command run in this process chooses the kernel set for good; later tests would then check other kernels."""

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTS = {
     "tinyres/ops/broadcast.py": (["test_ops"], ""),
     "tinyres/ops/elementwise.py": (["test_ops", "test_ops_frozen", "test_ops_methods", "test_parity_ops"], ""),
+    "tinyres/ops/inplace.py": (["test_inplace", "test_ops_methods"], "in_place or inplace"),
     "tinyres/ops/shape.py": (["test_ops"], ""),
     "tinyres/ops/reduce.py": (["test_ops", "test_ops_frozen", "test_parity_ops"], ""),
     "tinyres/ops/linear.py": (["test_ops"], "matmul or linear"),
@@ -77,7 +78,13 @@ MUTANTS = {
         ("where(raw(out) <= 0, 0.0, grad)", "where(raw(out) < 0, 0.0, grad)"),
         ('where(state.choices.take("relu", raw(x) > 0), x, 0.0)', "where(raw(x) > 0, x, 0.0)"),
         ("return mask if state.choices is None else", "return mask if True else"),
-        ("self.save(a.copy(order=\"K\"), b)", "self.save(a, b)"),
+    ],
+    "tinyres/ops/inplace.py": [
+        ("self.save(a.copy(order=\"K\"), b)\n        return _into(self.name, operator.imul",
+         "self.save(a, b)\n        return _into(self.name, operator.imul"),
+        ("self.save(a.copy(order=\"K\"), b)\n        return _into(self.name, operator.itruediv",
+         "self.save(a, b)\n        return _into(self.name, operator.itruediv"),
+        ("node.edges[0] is not None:", "node.edges[0] is None:"),
     ],
     "tinyres/ops/shape.py": [
         ("return reshape(grad, self.input_shape)", "return reshape(neg(grad), self.input_shape)"),

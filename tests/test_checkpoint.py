@@ -87,7 +87,7 @@ def _edit(folder, change):
     (lambda folder: (folder / checkpoint.CHECKPOINT).write_text('{"format": "tiny'), "is damaged or no checkpoint"),
     (lambda folder: (folder / checkpoint.CHECKPOINT).write_text("[]"), "is damaged or no checkpoint"),
     (lambda folder: _edit(folder, lambda saved: saved.update(format="other 2")), "format 'other 2'"),
-    (lambda folder: _edit(folder, lambda saved: saved["weights"].update(file="../w.safetensors")), "has the format"),
+    (lambda folder: _edit(folder, lambda saved: saved["weights"].update(file="../w.safetensors")), "names the file"),
     (lambda folder: _edit(folder, lambda saved: saved["optimizer"].update(optimizer="SGD")), "not of this model"),
 ])
 def test_damaged_checkpoints_are_refused(tmp_path, damage, message):

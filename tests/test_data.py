@@ -395,9 +395,11 @@ def test_the_data_is_found_by_argument_and_by_variable(tmp_path, monkeypatch, na
 
 def test_missing_data_says_where_it_looked_and_what_to_set(tmp_path, monkeypatch):
     monkeypatch.delenv("TINYRES_DATA", raising=False)
+    monkeypatch.setenv("TINYRES_CACHE", str(tmp_path / "cache"))
     with pytest.raises(FileNotFoundError) as caught:
         data.cifar10()
-    for part in ("no data_dir was given", "TINYRES_DATA", "--data-dir", CIFAR10.url):
+    cached = str(tmp_path / "cache" / "cifar-10-binary.tar.gz")
+    for part in ("no data_dir was given", "TINYRES_DATA", "--data-dir", CIFAR10.url, cached, "data fetch cifar10"):
         assert part in str(caught.value)
     with pytest.raises(FileNotFoundError) as caught:
         data.load("cifar100", "test", tmp_path)
@@ -495,7 +497,10 @@ def test_cifar100_has_fine_and_coarse_labels(tmp_path):
             for n in range(3):
                 file.write(bytes([n + 1, 97 + n]) + bytes(range(256)) * 12)
             file.truncate(records * 3074)
-    fine, coarse = data.cifar100("train", tmp_path), data.cifar100("test", tmp_path, labels="coarse")
+    fine, coarse = (data.cifar100(split, tmp_path, kind, verify=False) for split, kind in
+                    (("train", "fine"), ("test", "coarse")))
+    with pytest.raises(ValueError, match="train.bin in .* has SHA-1"):
+        data.cifar100("train", tmp_path)
     assert fine.labels[:4].tolist() == [97, 98, 99, 0] and coarse.labels[:4].tolist() == [1, 2, 3, 0]
     assert len(fine.classes) == 100 and len(coarse.classes) == 20 and (len(fine), len(coarse)) == (50_000, 10_000)
     assert fine.classes[0] == "apple" and fine.classes[99] == "worm" and list(fine.classes) == sorted(fine.classes)

@@ -14,11 +14,12 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the ground up; a module is named by the first part below tinyres. A new one gets its place here.
 FLOORS = [
     {"kernels"},
-    {"files", "interrupt", "log", "random", "errors", "state", "graph", "operands", "tensor", "autograd", "debug"},
+    {"files", "npy", "interrupt", "run_log", "random", "errors", "state", "graph", "operands", "tensor", "autograd",
+     "debug"},
     {"ops"},
     {"nn"},
     {"models"},
-    {"data", "optim", "schedules", "train", "checkpoint", "ema", "weights"},
+    {"data", "optim", "optimizer", "schedules", "train", "checkpoint", "ema", "weights"},
     {"analysis", "stepper"},
     {"cli", "teach", "__init__", "__main__"},  # the package itself is on top: only these may `import tinyres as tr`
 ]
@@ -130,6 +131,16 @@ def test_what_is_allowed_is_not_reported():
 def test_importing_loads_only_numpy_and_numba():
     below = [name for name in MODULES if part(name) not in ("cli", "teach", "__main__")]
     assert "tinyres" in below and "tinyres.data.cifar" in below
-    code = f"import sys, {', '.join(below)}; print(*[name for name in {LATER} if name in sys.modules])"
+    code = (f"import sys, numba; own = set(sys.modules); "  # numba loads SciPy if that is there
+            f"import {', '.join(below)}; print(*[name for name in {LATER} if name in set(sys.modules) - own])")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
+
+
+def test_no_module_hides_an_op():
+    """Importing tinyres.x later sets the attribute x of the package: an op of that name would be gone from then on."""
+    below = [name for name in MODULES if part(name) not in ("cli", "teach", "__main__")]
+    code = ("import tinyres as tr\nbefore = {name: getattr(tr, name) for name in [*tr.ops.__all__, 'debug', 'grad']}\n"
+            f"import {', '.join(below)}\nprint(*[name for name in before if getattr(tr, name) is not before[name]])")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout.split()) == (0, []), done.stderr

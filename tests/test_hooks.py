@@ -110,6 +110,20 @@ def test_a_hook_taken_off_is_called_no_more():
     third.remove()
 
 
+def test_a_hook_registered_twice_is_taken_off_once_a_handle():
+    x = leaf([1.0])
+    handles = [x.register_hook(double), x.register_hook(double)]
+    for factor, handle in zip((4.0, 2.0), handles, strict=True):
+        x.grad = None
+        (x * 1.0).sum().backward()
+        assert x.grad.item() == factor
+        handle.remove()
+        handle.remove()
+    x.grad = None
+    (x * 1.0).sum().backward()
+    assert x.grad.item() == 1.0
+
+
 def test_a_hook_may_take_itself_off_while_it_runs():
     x, calls = leaf([1.0]), []
 

@@ -107,6 +107,27 @@ def test_mul_inplace_under_create_graph():
     np.testing.assert_allclose(mixed.numpy(), 4 * x.numpy() * w.numpy())
 
 
+def test_div_inplace_under_create_graph():
+    """f = (x / w)**2 with x / w made in place: d2f / dw dx = -4 x / w**3."""
+    x, w = pair()
+    h = x * 1.0
+    h /= w
+    (g,) = tr.grad((h * h).sum(), w, create_graph=True)
+    (mixed,) = tr.grad(g.sum(), x)
+    np.testing.assert_allclose(mixed.numpy(), -4 * x.numpy() / w.numpy() ** 3)
+
+
+def test_gradient_descent_by_hand_moves_the_leaf_itself():
+    x = leaf([1.0, -2.0])
+    array = x.data
+    (x * x).sum().backward()
+    with tr.no_grad():
+        x -= 0.25 * x.grad
+        x /= 2.0
+    assert x.data is array and x.is_leaf and x.requires_grad
+    np.testing.assert_array_equal(array, [0.25, -0.5])
+
+
 def test_a_change_after_backward_harms_nobody():
     x, w = pair()
     h = x * w
@@ -227,11 +248,12 @@ def test_abandoned_second_pass_over_a_changed_graph_leaves_gradients():
 
 
 @pytest.mark.parametrize("change", [lambda x: x.add_(1.0), lambda x: x.mul_(2.0), lambda x: ops.relu_(x),
-                                    lambda x: x.__iadd__(1.0)])
+                                    lambda x: x.__iadd__(1.0), lambda x: x.__isub__(1.0),
+                                    lambda x: x.__itruediv__(2.0)])
 def test_a_leaf_that_requires_a_gradient(change):
     x, _ = pair()
     values = x.numpy().copy()
-    with pytest.raises(RuntimeError, match=r"(add_|mul_|relu_): a leaf that requires a gradient .* no_grad\(\)"):
+    with pytest.raises(RuntimeError, match=r"(add|sub|mul|div|relu)_: a leaf that requires a gradient .* no_grad\(\)"):
         change(x)
     assert x.numpy().tobytes() == values.tobytes()
     with tr.no_grad():
@@ -367,7 +389,7 @@ def test_an_operand_that_broadcasts_into_the_target():
 def test_what_is_not_a_tensor_cannot_be_changed_in_place():
     x, _ = pair()
     with pytest.raises(TypeError, match="add_ changes its first input in place, so that must be a Tensor, got ndarray"):
-        ops.elementwise.AddInplace.apply(np.ones(3), x)
+        ops.inplace.AddInplace.apply(np.ones(3), x)
 
 
 def test_retain_grad_follows_the_tensor_through_a_change(torch):

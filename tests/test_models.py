@@ -352,7 +352,7 @@ def test_names_build_and_are_exported():
     ("resnet20", {"cifar_stem": True}, "always has the 3x3 stem: leave the option out"),
     ("plain20", {"option": "B"}, "a plain network has no shortcuts: use resnet20"),
     ("resnet20", {"option": "D"}, "option must be one of A, B, C .*, got 'D'"),
-    ("resnet20", {"num_classes": 0}, "out_features must be a positive int, got 0"),
+    ("resnet20", {"num_classes": 0}, "num_classes must be a positive int, got 0"),
 ])
 def test_build_errors(name, options, message):
     with pytest.raises(ValueError, match=message):

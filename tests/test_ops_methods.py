@@ -1,5 +1,7 @@
 """What the table has no row for: ops that make tensors or change them in place, and operators and methods of Tensor."""
 
+import operator
+
 import numpy as np
 import pytest
 from differences import distance, leaves, summed_back
@@ -66,10 +68,13 @@ def test_relu_in_place():
     assert x.grad.tolist() == [[0, 2], [3, 0]]
 
 
-@pytest.mark.parametrize("name, fn, slopes", [("add_", np.add, lambda a, b, u: (u, u)),
-                                              ("mul_", np.multiply, lambda a, b, u: (u * b, u * a))])
+@pytest.mark.parametrize("name, fn, slopes, assign", [
+    ("add_", np.add, lambda a, b, u: (u, u), operator.iadd),
+    ("sub_", np.subtract, lambda a, b, u: (u, -u), operator.isub),
+    ("mul_", np.multiply, lambda a, b, u: (u * b, u * a), operator.imul),
+    ("div_", np.divide, lambda a, b, u: (u / b, -u * a / b**2), operator.itruediv)])
 @pytest.mark.parametrize("shape", [(2, 3), (3,), ()])
-def test_arithmetic_in_place(name, fn, slopes, shape):
+def test_arithmetic_in_place(name, fn, slopes, assign, shape):
     rng = np.random.default_rng(0)
     a, b, u = rng.standard_normal((2, 3)), rng.standard_normal(shape), rng.standard_normal((2, 3))
     x, y = leaves([a, b], (0, 1))
@@ -84,11 +89,25 @@ def test_arithmetic_in_place(name, fn, slopes, shape):
     number = getattr(tr.tensor(a) * 1.0, name)(2.5)
     np.testing.assert_array_equal(number.data, fn(a, 2.5))
     h = x * 1.0
-    if name == "add_":
-        h += y
-    else:
-        h *= y
+    before = h
+    h = assign(h, y)
+    assert h is before
     np.testing.assert_array_equal(h.data, fn(a, b))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name, fn", [
+    ("matmul", lambda x, n: ops.matmul(x, n)), ("concat", lambda x, n: ops.concat([x, n])),
+    ("stack", lambda x, n: ops.stack([n, x])), ("where", lambda x, n: ops.where(n > 1, x, n)),
+    ("add", lambda x, n: ops.add(n, x)), ("maximum", lambda x, n: ops.maximum(n, x))])
+def test_integers_next_to_floats_become_floats_of_their_width(name, fn, dtype):
+    """NumPy would make float64 of float32 and int64."""
+    x, n = tr.tensor(np.full((2, 2), 1.5, dtype), requires_grad=True), np.array([[1, 2], [3, 4]])
+    y = fn(x, n)
+    assert y.dtype == dtype
+    np.testing.assert_array_equal(y.numpy(), fn(x.numpy().astype("float64"), n.astype("float64")))
+    y.sum().backward()
+    assert x.grad.dtype == dtype
 
 
 # ---- operators and methods ----
@@ -136,3 +155,21 @@ def test_assigning_to_a_slice():
     assert x.tolist() == [1.0, 5.0, 6.0]
     with pytest.raises(RuntimeError, match="__setitem__ changed it in place"):
         kept.sum().backward()
+
+
+def test_a_training_step_asks_for_no_attribute_that_is_not_there(monkeypatch):
+    """hasattr() on a Tensor is cheap only where the answer is yes."""
+    from tinyres import models, optim
+
+    model = models.resnet8()
+    optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    asked = []
+
+    def missing(self, name):
+        asked.append(name)
+        raise AttributeError(name)
+
+    monkeypatch.setattr(tr.Tensor, "__getattr__", missing)
+    tr.cross_entropy(model(np.ones((2, 3, 8, 8), np.float32)), np.array([0, 1])).backward()
+    optimizer.step()
+    assert not asked

@@ -262,6 +262,29 @@ def test_audit_names_what_no_optimizer_holds_also_when_the_optimizer_is_made_aft
         optim.SGD(net[0].parameters(), lr=0.1).step()
 
 
+def test_audit_forgets_models_that_were_trained_before():
+    """As in a notebook, where the loss of the first model is still a variable when the second is trained."""
+    losses = []
+    for _ in range(2):
+        model = nn.Linear(3, 2)
+        optimizer = optim.SGD(model.parameters(), 0.1)
+        losses.append(model(tr.ones(1, 3)).sum())
+        losses[-1].backward()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            optimizer.step()
+        del model, optimizer
+
+
+def test_audit_names_some_of_many():
+    many = [nn.Parameter(np.ones(2, np.float32)) for _ in range(20)]
+    for i, p in enumerate(many):
+        p.rename(f"p{i:02}")
+    sum((p * 1.0).sum() for p in many).backward()
+    with pytest.warns(optim.AuditWarning, match=r"in no optimizer: p01, .*, p08 and 11 more\. Add them"):
+        optim.SGD(many[:1], 0.1).step()
+
+
 def test_audit_of_a_step_without_backward():
     with pytest.warns(optim.AuditWarning, match=r"no parameter has a gradient: call loss.backward\(\) before step"):
         optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1).step()

@@ -67,9 +67,11 @@ def test_the_wheels_metadata(wheel):
     assert metadata["Requires-Python"] == ">=3.10" and metadata["Version"] == version()
     required = {re.split(r"[>=<~ ;]", line)[0] for line in metadata.get_all("Requires-Dist") if "extra ==" not in line}
     assert required == {
-        "numpy", "numba", "threadpoolctl", "safetensors", "tqdm", "pooch", "typer", "rich", "matplotlib",
+        "numpy", "numba", "threadpoolctl", "safetensors", "tqdm", "pooch", "requests", "urllib3", "typer", "rich",
+        "matplotlib",
     }  # fmt: skip
-    assert set(metadata.get_all("Provides-Extra")) == {"cuda12", "cuda13", "onnx", "teach", "dev"}
+    extras = {"cuda12", "cuda13", "onnx", "tensorboard", "docs", "teach", "dev"}
+    assert set(metadata.get_all("Provides-Extra")) == extras
     assert "torch" not in " ".join(metadata.get_all("Requires-Dist"))
     assert "tinyres = tinyres.cli.main:app" in archive.read(f"{info}/entry_points.txt").decode()
     licences = [archive.read(name).decode() for name in archive.namelist() if f"{info}/licenses/" in name]

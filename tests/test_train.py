@@ -216,6 +216,16 @@ def test_the_bar_counts_every_image_once(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_images_that_are_not_finite_are_blamed_themselves():
+    network, loader, optimizer, _, _ = job()
+    x, y = next(loader.epoch(0))
+    x[2, 0, 1, 1] = np.inf
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        with pytest.raises(FloatingPointError, match="the batch's images hold NaN or Inf: clean the data"):
+            train_step(network, optimizer, x, y)
+
+
 # --- iterations, parts, clipping, averages ----------------------------------------------------------------------------
 
 

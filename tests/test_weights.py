@@ -3,15 +3,20 @@
 import io
 import os
 import pickle
+import tracemalloc
+import warnings
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fuzz_inputs import zip_bomb
+from fuzz_leaves import npy
 from safetensors.numpy import load_file
 from safetensors.numpy import save as serialise
 
 from tinyres import files, models, random, weights
+from tinyres.npy import read_array
 
 PUBLISHED = Path(os.environ.get("TINYRES_DATA", "")) / "pretrained"
 
@@ -128,6 +133,25 @@ def test_unknown_networks_are_not_guessed():
     assert weights.identify({}) is None
 
 
+@pytest.mark.parametrize("changes", [
+    {"fc.weight": np.zeros(())}, {"layer1.0.conv1.weight": np.zeros(3)}, {"conv1.weight": np.zeros(3)},
+    {"layer1.0.conv1.weight": None, "layer1.7.conv1.weight": np.zeros((16, 16, 3, 3))},
+    {f"layer{'9' * 5000}.0.conv1.weight": np.zeros((3, 3))}, {"layer\u0661.0.conv1.weight": np.zeros((3, 3))},
+])
+def test_names_that_are_nearly_a_networks_do_no_harm(tmp_path, changes):
+    arrays = {name: array for name, array in (network().state_dict() | changes).items() if array is not None}
+    (tmp_path / "w").write_bytes(serialise(arrays))
+    found = weights.read(tmp_path / "w").architecture
+    assert found is None or found.name == "resnet8"
+
+
+def test_two_names_for_one_array_are_refused(tmp_path):
+    arrays = {name: np.zeros(1, np.float32) for name in ("linear.weight", "a.shortcut.b", "a.downsample.b")}
+    (tmp_path / "w").write_bytes(serialise(arrays))
+    with pytest.raises(weights.WeightsError, match="which both are 'a.downsample.b' here: remove one"):
+        weights.read(tmp_path / "w")
+
+
 # --- damaged and foreign files ----------------------------------------------------------------------------------------
 
 
@@ -137,16 +161,37 @@ def npz(**arrays):
     return content.getvalue()
 
 
-def zipped(name, content):
+def zipped(name, content, method=zipfile.ZIP_STORED, times=1):
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        archive.writestr(name, content)
+    with zipfile.ZipFile(out, "w", method) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a name given twice
+        for _ in range(times):
+            archive.writestr(name, content)
     return out.getvalue()
+
+
+def zipped_npy(header, data=b""):
+    return zipped("a.npy", npy(header, data))
+
+
+def safetensors(header, data=b""):
+    return len(header).to_bytes(8, "little") + header.encode() + data
+
+
+def encrypted(content):
+    """With the flag set that says so, in the member's header and in the directory."""
+    data = bytearray(content)
+    data[6] |= 1
+    data[content.index(b"PK\1\2") + 8] |= 1
+    return bytes(data)
 
 
 SMALL = serialise({"a": np.arange(6, dtype=np.float32), "b": np.zeros((), np.int64)})
 NPZ = npz(a=np.arange(600, dtype=np.float32))
-BFLOAT = b'{"w":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}'
+BFLOAT = '{"w":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}'
+ONE = '{"w":{"dtype":"F32","shape":[%s],"data_offsets":[0,4]%s}}'
+HEADER = "{'descr': '%s', 'fortran_order': False, 'shape': (%s,), }"
+BOMB = 1024  # MiB that a megabyte of zip unpacks to
 
 
 @pytest.mark.parametrize("content, message", [
@@ -163,14 +208,88 @@ BFLOAT = b'{"w":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}'
     (b"\x89HDF\r\n\x1a\n" + b"\0" * 40, "HDF5"),
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
     (b"<!DOCTYPE html><html></html>", "HTML"),
-    (len(BFLOAT).to_bytes(8, "little") + BFLOAT + b"1234", "BF16"),
+    (safetensors(BFLOAT, b"1234"), "BF16"),
+    (safetensors(ONE % (",".join(["1"] * 65), ""), b"1234"), "maximum supported dimension"),
+    (safetensors(ONE % ("1", ',"x":' + "9" * 5000), b"1234"), "cannot be read as safetensors"),
+    ((2**40).to_bytes(8, "little") + b"{" * 64, "header too large"),
+    (zipped_npy(HEADER % ("<f4", 250 * 10**12)), "expected 1,000,000,000,000,000 for float32"),
+    (zipped_npy(HEADER % ("<f4", 3), b"1" * 8), "has 8 bytes of values, expected 12"),
+    (zipped_npy(HEADER % ("<f4", 3), b"1" * 16), "has 16 bytes of values, expected 12"),
+    (zipped_npy(HEADER % ("<f4", -3)), "expected sizes of at least 0"),
+    (zipped_npy(HEADER % ("|V0", 10**15)), r"values of type \|V0, expected numbers"),
+    (zipped_npy(HEADER % ("<U3", 1), b"1" * 12), "values of type <U3, expected numbers"),
+    (zipped_npy("(" * 9000), "has a damaged header"),
+    (zipped_npy("-" * 9000 + "1"), "has a damaged header"),
+    (zipped_npy("{'shape': (3L,), "), "has a damaged header"),
+    (zipped_npy(" " * 20_000), "has a header of 20,001 bytes"),
+    (zipped("a.npy", b"\x93NUMPY\3\0" + b"1" * 20), r"has version \(3, 0\) of the .npy format"),
+    (zipped("a.npy", b"hello"), "does not begin with"),
+    (zipped("a.npy", NPZ, times=2), "'a' twice"),
+    (zipped("a.npy", NPZ, zipfile.ZIP_BZIP2), "packed by another method than deflate"),
+    (zipped("a.npy", NPZ, zipfile.ZIP_LZMA), "packed by another method than deflate"),
+    (encrypted(NPZ), "encrypted"),
+    (zip_bomb("a.npy", npy(HEADER % ("|u1", BOMB << 20), b""), BOMB), "claims to hold 1,073,741,"),
+    (zip_bomb("a.npy", npy(HEADER % ("|u1", BOMB << 20), b""), BOMB, claimed=1000), "cannot be read as .npz"),
+    (zip_bomb("a.npy", npy(HEADER % ("|u1", 1000), b""), BOMB, claimed=1078), "cannot be read as .npz"),
 ])
-def test_bad_files_are_named(tmp_path, content, message):
+def test_bad_files_are_named_and_take_little_memory(tmp_path, content, message):
     path = tmp_path / "given"
     path.write_bytes(content)
-    with pytest.raises(weights.WeightsError, match=message) as error:
-        weights.load(network(), path)
+    model = network()
+    tracemalloc.start()
+    try:
+        with pytest.raises(weights.WeightsError, match=message) as error:
+            weights.load(model, path)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
     assert str(path) in str(error.value)
+
+
+def test_an_npz_may_unpack_to_so_much_of_its_size(tmp_path, monkeypatch):
+    """Zeros pack a thousandfold: a small file of them is read, a large one is not, unless it is stored unpacked."""
+    packed = npz_of_zeros(300_000, zipfile.ZIP_DEFLATED)
+    stored = npz_of_zeros(300_000, zipfile.ZIP_STORED)
+    assert len(packed) * 500 < len(stored)
+    assert not files.read_npz(tmp_path, packed)["a"].any()
+    monkeypatch.setattr(files, "UNPACKED", 1_000_000)
+    with pytest.raises(weights.WeightsError, match="claims to hold 1,200,128 bytes, expected at most 1,000,000"):
+        files.read_npz(tmp_path, packed)
+    assert len(files.read_npz(tmp_path, stored)["a"]) == 300_000
+    monkeypatch.setattr(files, "SHRINKAGE", 1_000)
+    assert len(files.read_npz(tmp_path, packed)["a"]) == 300_000
+
+
+def npz_of_zeros(count, method):
+    content = io.BytesIO()
+    np.save(content, np.zeros(count, np.float32))
+    return zipped("a.npy", content.getvalue(), method)
+
+
+@pytest.mark.parametrize("array", [
+    np.arange(6, dtype=">f4").reshape(2, 3), np.asfortranarray(np.arange(24.0).reshape(2, 3, 4)), np.zeros((0, 3)),
+    np.array(7, np.int64), np.arange(500_000, dtype=np.int32), np.array([True, False]), np.float16([1, 2]),
+], ids=lambda array: f"{array.dtype.str}{array.shape}")
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_every_kind_of_numbers_is_read_from_npz(tmp_path, array, save):
+    path = tmp_path / "w.npz"
+    save(path, a=array, b=np.ones(3))
+    found = weights.read(path).arrays
+    assert list(found) == ["a", "b"] and found["a"].dtype == array.dtype.newbyteorder("=")
+    assert np.array_equal(found["a"], array) and found["a"].shape == array.shape
+    assert found["a"].flags.writeable and found["a"].dtype.isnative
+
+
+def test_a_stream_that_ends_early_is_truncated():
+    content = npy(HEADER % ("|u1", 100), b"1" * 100)
+    assert read_array("x", io.BytesIO(content), len(content)).tolist() == [49] * 100
+    with pytest.raises(ValueError, match="^x has 60 bytes of values, expected 100: it is truncated$"):
+        read_array("x", io.BytesIO(content[:-40]), len(content))
+
+
+def test_texts_that_are_null_are_none(tmp_path):
+    (tmp_path / "w").write_bytes(safetensors('{"__metadata__":null}'))
+    assert weights.read(tmp_path / "w").metadata == {}
 
 
 def test_a_header_that_begins_like_a_pickle_is_no_pickle(tmp_path):

@@ -27,4 +27,8 @@ def __getattr__(name: str) -> object:
         return getattr(importlib.import_module(_LAZY[name]), name)
     if name in ("analysis", "data", "models", "nn", "optim", "train", "weights"):
         return importlib.import_module(f"tinyres.{name}")
-    raise AttributeError(f"module 'tinyres' has no attribute '{name}'")
+    import difflib
+
+    near = difflib.get_close_matches(name, [*globals(), *_LAZY], 1) if not name.startswith("_") else []
+    hint = f": did you mean {near[0]!r}?" if near else ""
+    raise AttributeError(f"module 'tinyres' has no attribute {name!r}{hint}")

@@ -7,6 +7,7 @@ from typing import Any
 
 from tinyres.graph import exhaust
 from tinyres.kernels import layout
+from tinyres.operands import type_name
 from tinyres.tensor import Tensor, own, walk
 
 
@@ -20,9 +21,15 @@ def grad(outputs: Tensor | Sequence[Tensor], inputs: Tensor | Sequence[Tensor], 
     or that no output depends on (with `allow_unused` its gradient is None).
     """
     outputs, inputs = _as_list(outputs), _as_list(inputs)
+    for name, given in (("output", outputs), ("input", inputs)):
+        for i, x in enumerate(given):
+            if not isinstance(x, Tensor):
+                raise TypeError(f"grad: {name} {i} must be a Tensor, got {type_name(x)}: wrap it in tr.tensor(x, "
+                                "requires_grad=True) before the forward pass")
     grads = [None] * len(outputs) if grad_outputs is None else _as_list(grad_outputs)
     if len(grads) != len(outputs):
-        raise ValueError(f"grad: {len(outputs)} outputs but {len(grads)} grad_outputs")
+        raise ValueError(f"grad: {len(outputs)} outputs but {len(grads)} grad_outputs: give one an output, of its "
+                         "shape")
     for i, x in enumerate(inputs):
         if x.edge is None:
             raise RuntimeError(f"grad: input {i} of shape {x.shape} does not require a gradient; set "
@@ -45,7 +52,7 @@ def hvp(output: Tensor, inputs: Sequence[Tensor], vectors: Sequence[Any]) -> tup
     """
     inputs, vectors = _as_list(inputs), _as_list(vectors)
     if len(inputs) != len(vectors):
-        raise ValueError(f"hvp: {len(inputs)} inputs but {len(vectors)} vectors")
+        raise ValueError(f"hvp: {len(inputs)} inputs but {len(vectors)} vectors: give one an input, of its shape")
     first = grad(output, inputs, create_graph=True, retain_graph=True, allow_unused=True)
     pairs = [(g, v) for g, v in zip(first, vectors, strict=True) if g is not None and g.requires_grad]
     second: Sequence[Tensor | None] = [None] * len(inputs)

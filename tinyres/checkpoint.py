@@ -64,10 +64,12 @@ def load_checkpoint(folder: PathLike, model: Module, optimizer: Any = None, sche
     """Put a run back where save_checkpoint found it; returns its progress.
 
     If the newest checkpoint is lost or damaged, the one before it is taken, with a warning. Raises FileNotFoundError if
-    the folder has none, WeightsError if all are damaged or it does not fit; the model has not changed then.
+    the folder has none, WeightsError if all are damaged or it does not fit; model and random state are unchanged then.
     """
     saved, arrays = read_checkpoint(folder)
+    drawn = random.get_state()
     try:
+        random.set_state(saved["random"])
         state_dict.check(model, _below("model.", arrays), strict=True)
         if schedule is not None:
             schedule.load_state_dict(saved["schedule"])
@@ -77,8 +79,8 @@ def load_checkpoint(folder: PathLike, model: Module, optimizer: Any = None, sche
             average.load_state_dict({"arrays": _below("average.", arrays), "scalars": saved["average"]})
         model.load_state_dict(_below("model.", arrays))
     except (ValueError, KeyError, TypeError) as error:
+        random.set_state(drawn)
         raise WeightsError(f"checkpoint: {folder} is not of this model, optimizer and schedule: {error}") from error
-    random.set_state(saved["random"])
     return saved["progress"]
 
 
@@ -120,14 +122,20 @@ def _read_pair(folder: Path, name: str) -> tuple[dict[str, Any], Arrays]:
         missing = {"config", "optimizer", "progress", "random", "schedule"} - set(saved)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise WeightsError(f"checkpoint: {path} cannot be read: {error!r}. It is damaged or no checkpoint") from error
-    if saved.get("format") != FORMAT or missing or not isinstance(file, str) or Path(file).name != file:
-        raise WeightsError(f"checkpoint: {path} has the format {saved.get('format')!r}, expected {FORMAT!r}")
+    if saved.get("format") != FORMAT or missing:
+        what = f"lacks {', '.join(sorted(missing))}" if missing else f"has the format {saved.get('format')!r}"
+        raise WeightsError(f"checkpoint: {path} {what}, expected all of {FORMAT!r}: it is damaged, or of another "
+                           "version of tinyres; train anew in another folder")
+    if not isinstance(file, str) or Path(file).name != file:
+        raise WeightsError(f"checkpoint: {path} names the file {file!r}, expected one of its own folder: it was "
+                           "edited; nothing outside the folder is read")
     if not (folder / file).is_file():
         raise WeightsError(f"checkpoint: {path} names {file}, which is not there: copy the folder as a whole")
     content = (folder / file).read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != digest:
-        raise WeightsError(f"checkpoint: {folder / file} has SHA-256 {found}, expected {digest}: it is damaged")
+        raise WeightsError(f"checkpoint: {folder / file} has SHA-256 {found}, expected {digest}: it is damaged. "
+                           "Bring the folder back from a copy, or train anew")
     return saved, read_safetensors(folder / file, content)[0]
 
 

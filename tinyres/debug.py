@@ -116,6 +116,8 @@ def why(parameter: Tensor, run: Callable[[], Tensor] | None = None) -> str:
     that returns the loss, and it makes that pass itself, leaving every `.grad` as it was. Without either it says only
     what the gradient is.
     """
+    if not isinstance(parameter, Tensor):
+        raise TypeError(f"why: expected a Tensor, got {type(parameter).__name__}: pass model.fc.weight, for example")
     name = getattr(parameter, "name", "") or f"tensor of shape {parameter.shape}"
     if not parameter.requires_grad:
         return f"{name}: no gradient, because requires_grad is False (frozen)."

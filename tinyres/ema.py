@@ -30,10 +30,13 @@ class ExponentialMovingAverage:
     def update(self) -> None:
         """Follow the model; call it after every optimizer.step()."""
         keep = min(self.decay, (1 + self.count) / (10 + self.count))
+        averages, currents = list(state_dict.entries(self.model)), list(state_dict.entries(self._of))
+        if [(name, t.shape) for name, t, _ in averages] != [(name, t.shape) for name, t, _ in currents]:
+            raise ValueError(f"ExponentialMovingAverage: the model has other parts or shapes than when the average was "
+                             f"made ({len(currents)} arrays now, {len(averages)} then): make a new average of it")
         self.count += 1
-        pairs = zip(state_dict.entries(self.model), state_dict.entries(self._of), strict=True)
         with no_grad():
-            for (_, average, _), (_, current, _) in pairs:
+            for (_, average, _), (_, current, _) in zip(averages, currents, strict=True):
                 if average.dtype.kind == "f":
                     average.data += (1 - keep) * (current.data - average.data)
                 else:

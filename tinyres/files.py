@@ -16,11 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
+from tinyres.npy import read_array
+
 PICKLE = "a pickle"
 OTHER_KINDS = {b"\x80\2": PICKLE, b"\x80\3": PICKLE, b"\x80\4": PICKLE, b"\x80\5": PICKLE,
                b"\x89HDF": "an HDF5 file, expected safetensors or .npz",
                b"version https://git-lfs": "a Git LFS pointer, not the file itself: fetch it with git lfs pull",
                b"<": "an HTML or XML page, expected safetensors or .npz"}
+
+UNPACKED = 256 << 20  # bytes that any .npz may unpack to: the weights of resnet152 have 241,000,000
+SHRINKAGE = 256  # a larger one may unpack to so many times its own size
 
 Arrays = dict[str, np.ndarray]
 PathLike = str | os.PathLike[str]
@@ -73,34 +78,59 @@ def read_safetensors(path: Path, content: bytes) -> tuple[Arrays, dict[str, str]
 
     try:
         arrays = deserialise(content)
+        header = json.loads(content[8:8 + int.from_bytes(content[:8], "little")])
     except KeyError as error:
         raise WeightsError(f"weights: {path} holds arrays of type {error}, which NumPy does not have: convert them to "
                            "float32") from error
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:  # ValueError: of a shape or number that only Python finds too long
         kind = next((words for magic, words in OTHER_KINDS.items() if content.startswith(magic)), "")
         raise WeightsError(_pickle(path) if kind == PICKLE else f"weights: {path} is {kind}" if kind else
                            f"weights: {path} ({len(content):,} bytes) cannot be read as safetensors: {error}. It is "
                            "truncated, damaged or another kind of file; safetensors and .npz can be read") from error
-    header = json.loads(content[8:8 + int.from_bytes(content[:8], "little")])
-    return dict(sorted(arrays.items())), header.get("__metadata__", {})
+    return dict(sorted(arrays.items())), header.get("__metadata__") or {}
 
 
 def read_npz(path: Path, content: bytes) -> Arrays:
-    """The arrays in the content of an .npz file. Raises WeightsError if it is damaged or holds Python objects."""
+    """The arrays in the content of an .npz file. Raises WeightsError if it is damaged or holds anything else.
+
+    It may unpack to UNPACKED bytes, or else to SHRINKAGE times its own size: zeros pack 1,032-fold, trained weights
+    hardly at all, and a small file must not fill the memory.
+    """
+    found: Arrays = {}
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if any(name.endswith("data.pkl") for name in archive.namelist()):
-                raise WeightsError(_pickle(path))
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-        if not all(isinstance(array, np.ndarray) for array in found.values()):
-            raise ValueError("not all of its members are arrays")
+            members = archive.infolist()
+            _check_members(path, members, max(UNPACKED, SHRINKAGE * len(content)))
+            for member in members:
+                with archive.open(member) as file:
+                    name = member.filename.removesuffix(".npy")
+                    found[name] = read_array(f"its array {name!r}", file, member.file_size)
         return found
     except WeightsError:
         raise
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, NotImplementedError) as error:
         raise WeightsError(f"weights: {path} ({len(content):,} bytes) cannot be read as .npz: {error}. It is "
                            "truncated, damaged, or holds Python objects, which are never loaded") from error
+
+
+def _check_members(path: Path, members: list[zipfile.ZipInfo], most: int) -> None:
+    """Raise WeightsError, before anything is unpacked, for members that are no arrays, or more than should be there."""
+    names: set[str] = set()
+    for member in members:
+        name = member.filename.removesuffix(".npy")
+        if name.endswith("data.pkl"):
+            raise WeightsError(_pickle(path))
+        if name == member.filename or name in names:
+            what = f"{name!r} twice, expected once" if name in names else f"{name!r}, not all of its members are arrays"
+            raise WeightsError(f"weights: {path} holds {what}: write it again with numpy.savez")
+        names.add(name)
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.flag_bits & 1:
+            raise WeightsError(f"weights: {path} holds {name!r} encrypted or packed by another method than deflate: "
+                               "write it again with numpy.savez")
+    size = sum(member.file_size for member in members)
+    if size > most:
+        raise WeightsError(f"weights: {path} claims to hold {size:,} bytes, expected at most {most:,} in a file of its "
+                           "size: no weights shrink so much. If it is real, write it again with numpy.savez, unpacked")
 
 
 def _pickle(path: Path) -> str:

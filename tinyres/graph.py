@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinyres.kernels.layout import array_module
-from tinyres.operands import kind
+from tinyres.operands import kind, type_name
 from tinyres.state import setting, state
 
 
@@ -124,14 +124,20 @@ class Saved:
 
 
 class Handle:
-    """What registering a hook returns: remove() takes the hook off again."""
+    """What registering a hook returns: remove() takes the hook off again, once if it was registered twice."""
 
     def __init__(self, hooks: Any, hook: Callable):
+        if not callable(hook):
+            raise TypeError(f"register_hook: a hook must be a function, got {type_name(hook)}: pass the function "
+                            "itself, without calling it")
         self.hooks, self.hook = hooks, hook
         hooks.append(hook)
 
     def remove(self) -> None:
-        self.hooks[:] = [hook for hook in self.hooks if hook is not self.hook]
+        where = next((i for i, hook in enumerate(self.hooks) if hook is self.hook), None)
+        if where is not None:
+            del self.hooks[where]
+        self.hook = None  # type: ignore[assignment]
 
 
 def hooked(node: Any, hook: Callable, grad: Any, create_graph: bool) -> Any:
@@ -142,7 +148,7 @@ def hooked(node: Any, hook: Callable, grad: Any, create_graph: bool) -> Any:
     replaced = grad if replaced is None else replaced
     if getattr(replaced, "shape", None) != grad.shape or replaced.dtype != grad.dtype:
         raise RuntimeError(f"a hook on {getattr(node, 'name', None) or 'a leaf'} returned {kind(replaced)} for a "
-                           f"gradient that is {kind(grad)}")
+                           f"gradient that is {kind(grad)}: return one of that shape and dtype, or None")
     if not hasattr(replaced, "edges"):
         replaced = type(grad)(replaced)
     return replaced if create_graph else replaced.data

@@ -17,9 +17,9 @@ def manual_seed(seed: int) -> np.random.Generator:
     """
     global _generator
     if not hasattr(seed, "__index__"):
-        raise TypeError(f"manual_seed: the seed must be an integer, got {type(seed).__name__} {seed}")
+        raise TypeError(f"manual_seed: the seed must be an integer, got {type(seed).__name__} {seed}; use int()")
     if int(seed) < 0:
-        raise ValueError(f"manual_seed: the seed must not be negative, got {seed}")
+        raise ValueError(f"manual_seed: the seed must not be negative, got {seed}; use 0 or more")
     _generator = np.random.Generator(np.random.Philox(int(seed)))
     return _generator
 
@@ -43,9 +43,15 @@ def get_state() -> dict[str, Any]:
 
 
 def set_state(saved: dict[str, Any]) -> None:
-    """Continue where `get_state` was called."""
-    state = {name: saved[name] for name in ("buffer_pos", "has_uint32", "uinteger")}
-    state["bit_generator"] = "Philox"
-    state["buffer"] = np.array(saved["buffer"], dtype=np.uint64)
-    state["state"] = {name: np.array(saved[name], dtype=np.uint64) for name in ("counter", "key")}
+    """Continue where `get_state` was called. Raises ValueError, and changes nothing, for what it did not return."""
+    trial = np.random.Philox()
+    try:
+        state: dict[str, Any] = {name: int(saved[name]) for name in ("buffer_pos", "has_uint32", "uinteger")}
+        state["bit_generator"] = "Philox"
+        state["buffer"] = np.array(saved["buffer"], dtype=np.uint64)
+        state["state"] = {name: np.array(saved[name], dtype=np.uint64) for name in ("counter", "key")}
+        trial.state = state  # type: ignore[assignment]
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+        raise ValueError(f"random.set_state: this is no state of the generator ({error!r}); pass what get_state() "
+                         "returned") from error
     _generator.bit_generator.state = state

@@ -19,6 +19,9 @@ class Schedule:
     """
 
     def __init__(self, optimizer: Any):
+        if not hasattr(optimizer, "param_groups"):
+            raise TypeError(f"{type(self).__name__}: expected an optimizer, got {type(optimizer).__name__}: make the "
+                            "optimizer first, and pass it")
         self.optimizer = optimizer
         self.base_lrs: list[float] = [float(group["lr"]) for group in optimizer.param_groups]
         self.count = 0
@@ -28,9 +31,15 @@ class Schedule:
         raise NotImplementedError(f"{type(self).__name__} has no formula: define lr(self, count, base)")
 
     def apply(self) -> None:
-        """Set the rate of the present count in every group."""
-        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = float(self.lr(self.count, base))
+        """Set the rate of the present count in every group. Raises ValueError for a rate that is negative, NaN or
+        infinite."""
+        rates = [float(self.lr(self.count, base)) for base in self.base_lrs]
+        for rate in rates:
+            if not 0 <= rate < math.inf:
+                raise ValueError(f"{type(self).__name__}: the learning rate of step {self.count} would be {rate}, "
+                                 "expected a finite number of at least 0: look at the schedule's options")
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
     def step(self) -> None:
         """Go on to the next count; call it after optimizer.step()."""
@@ -46,24 +55,38 @@ class Schedule:
         return {"schedule": type(self).__name__, "count": self.count, "base_lrs": list(self.base_lrs)}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Continue from what state_dict() returned. Raises ValueError if it is another schedule's."""
-        if saved["schedule"] != type(self).__name__ or len(saved["base_lrs"]) != len(self.base_lrs):
-            raise ValueError(f"{type(self).__name__}.load_state_dict: the state is of {saved['schedule']} with "
-                             f"{len(saved['base_lrs'])} groups, this schedule has {len(self.base_lrs)}")
-        self.count, self.base_lrs = int(saved["count"]), [float(base) for base in saved["base_lrs"]]
+        """Continue from what state_dict() returned. Raises ValueError, and changes nothing, if it is another's."""
+        name = type(self).__name__
+        try:
+            kind, count, bases = saved["schedule"], int(saved["count"]), [float(base) for base in saved["base_lrs"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{name}.load_state_dict: this is not what state_dict() returned ({error!r})") from error
+        if kind != name or len(bases) != len(self.base_lrs) or count < 0:
+            raise ValueError(f"{name}.load_state_dict: the state is of {kind} with {len(bases)} groups at step "
+                             f"{count}, this is {name} with {len(self.base_lrs)}: make the schedule as the saved one "
+                             "was made")
+        self.count, self.base_lrs = count, bases
         self.apply()
 
 
 def _positive(schedule: str, name: str, value: int) -> int:
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{schedule}: {name} must be a positive int, got {value!r}")
     return value
+
+
+def _finite(schedule: str, **options: Any) -> None:
+    """Raise ValueError, naming the option, unless each is a finite number of at least 0."""
+    for name, value in options.items():
+        if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            raise ValueError(f"{schedule}: {name} must be a finite number of at least 0, got {value!r}")
 
 
 class StepLR(Schedule):
     """base * gamma every `step_size` counts."""
 
     def __init__(self, optimizer: Any, step_size: int, gamma: float = 0.1):
+        _finite("StepLR", gamma=gamma)
         self.step_size, self.gamma = _positive("StepLR", "step_size", step_size), gamma
         super().__init__(optimizer)
 
@@ -75,6 +98,10 @@ class MultiStepLR(Schedule):
     """base * gamma at each milestone that was reached (He et al. 2015: 32k and 48k batches)."""
 
     def __init__(self, optimizer: Any, milestones: Sequence[int], gamma: float = 0.1):
+        _finite("MultiStepLR", gamma=gamma)
+        if not isinstance(milestones, (tuple, list)) or not all(hasattr(m, "__index__") and m >= 0 for m in milestones):
+            raise ValueError("MultiStepLR: milestones must be a list of counts, integers of at least 0, got "
+                             f"{milestones!r}: like [32_000, 48_000]")
         self.milestones, self.gamma = sorted(milestones), gamma
         super().__init__(optimizer)
 
@@ -86,6 +113,7 @@ class CosineAnnealingLR(Schedule):
     """From base to eta_min along half a cosine of T_max counts, and back after it (Loshchilov & Hutter 2017)."""
 
     def __init__(self, optimizer: Any, T_max: int, eta_min: float = 0.0):
+        _finite("CosineAnnealingLR", eta_min=eta_min)
         self.T_max, self.eta_min = _positive("CosineAnnealingLR", "T_max", T_max), float(eta_min)
         super().__init__(optimizer)
 
@@ -104,6 +132,7 @@ class LinearWarmup(Schedule):
     def __init__(self, then: Any, steps: int, start_factor: float = 0.1, end_factor: float = 1.0):
         if isinstance(then, OneCycleLR):
             raise ValueError("LinearWarmup: OneCycleLR has its own warm-up: use its pct_start")
+        _finite("LinearWarmup", start_factor=start_factor, end_factor=end_factor)
         self.steps, self.start, self.end = _positive("LinearWarmup", "steps", steps), start_factor, end_factor
         self.then = then if isinstance(then, Schedule) else None
         super().__init__(then.optimizer if isinstance(then, Schedule) else then)
@@ -131,6 +160,12 @@ class OneCycleLR(Schedule):
         if anneal_strategy not in ("cos", "linear") or not 0 <= pct_start <= 1:
             raise ValueError("OneCycleLR: anneal_strategy must be 'cos' or 'linear' and pct_start lie in [0, 1], got "
                              f"{anneal_strategy!r} and {pct_start}")
+        _finite("OneCycleLR", max_lr=max_lr, base_momentum=base_momentum, max_momentum=max_momentum,
+                div_factor=div_factor, final_div_factor=final_div_factor)
+        if not max(base_momentum, max_momentum) < 1 or not min(div_factor, final_div_factor) > 0:
+            raise ValueError("OneCycleLR: base_momentum and max_momentum must be less than 1, div_factor and "
+                             f"final_div_factor above 0, got {base_momentum}, {max_momentum}, {div_factor} and "
+                             f"{final_div_factor}: 0.85, 0.95, 25 and 10,000 are usual")
         self.total_steps = _positive("OneCycleLR", "total_steps", total_steps)
         self.peak, self.linear = pct_start * total_steps - 1, anneal_strategy == "linear"
         initial = max_lr / div_factor

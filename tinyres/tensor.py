@@ -57,7 +57,7 @@ class Tensor:
         if self.node is not None:
             raise RuntimeError(f"requires_grad is set on leaves; this tensor was made by {self.node.name}: detach() it")
         if value and self.dtype.kind != "f":
-            raise TypeError(f"only float tensors can require gradients, got {self.dtype}: use astype('float32')")
+            raise TypeError(f"requires_grad: only float tensors can have it, got {self.dtype}: use astype('float32')")
         self.wants_grad = bool(value)
 
     @property
@@ -133,6 +133,7 @@ class Function(Node):
     name = "function"
     inplace = False  # forward writes into its first input and returns it
     fresh = False    # backward allocates what it returns, so the walk may add into it
+    optional = False  # inputs may be None
     join: Callable   # add(a, b), which sums contributions; ops/ installs it
     hooks: Sequence[Callable] = ()
     retainer: Callable | None = None
@@ -159,7 +160,7 @@ class Function(Node):
         """Run the op. Given arrays it returns an array; given at least one Tensor it returns a Tensor and records."""
         node = cls()
         node.params = params
-        arrays = arrays_of(cls.name, inputs)
+        arrays = arrays_of(cls.name, inputs, cls.optional)
         if not any(isinstance(x, Tensor) for x in inputs):
             return node.forward(*arrays, **params)
         edges = tuple(x.edge if isinstance(x, Tensor) else None for x in inputs)

@@ -29,9 +29,9 @@ from tinyres.ema import ExponentialMovingAverage
 from tinyres.files import PathLike, WeightsError
 from tinyres.interrupt import Interruption
 from tinyres.kernels import layout
-from tinyres.log import Log, Row, progress_bar
 from tinyres.nn import Module
 from tinyres.optim import Optimizer, Schedule, clip_grad_norm_
+from tinyres.run_log import Log, Row, progress_bar
 from tinyres.state import no_grad
 from tinyres.tensor import Tensor
 
@@ -122,8 +122,8 @@ def train(model: Module, loader: Loader, optimizer: Optimizer, epochs: int | Non
             row |= {"seconds": round(at.seconds, 3), "images_per_second": round(at.images / at.seconds, 1)}
             with _writing(out):
                 log.write(row)
-            if on_row is not None:
-                on_row(row)
+                if on_row is not None:
+                    on_row(row)
             at = Progress(at.step, at.epoch + 1)
             save()
             if asked.stop:
@@ -135,7 +135,8 @@ def _begin(model: Module, optimizer: Optimizer, schedule: Schedule | None, avera
            out: PathLike | None, resume: bool) -> tuple[Progress, Log]:
     """Where to start and the rows so far: at the beginning, or with `resume` where the folder's checkpoint is."""
     if not resume:
-        return Progress(), Log(out, [])
+        with _writing(out):
+            return Progress(), Log(out, [])
     if out is None:
         raise ValueError("train: resume needs the folder of a run: pass out")
     if not has_checkpoint(out):
@@ -143,7 +144,8 @@ def _begin(model: Module, optimizer: Optimizer, schedule: Schedule | None, avera
         if log.is_file() and log.stat().st_size > 0:
             raise FileNotFoundError(f"train: {out} has a log but no checkpoint: the checkpoints were lost, so train "
                                     "anew in another folder")
-        return Progress(), Log(out, [])  # killed before it wrote its first
+        with _writing(out):
+            return Progress(), Log(out, [])  # killed before it wrote its first
     saved = load_checkpoint(out, model, optimizer, schedule, average)
     try:
         at, rows = Progress(**saved["at"]), [dict(row) for row in saved["log"]]
@@ -151,7 +153,8 @@ def _begin(model: Module, optimizer: Optimizer, schedule: Schedule | None, avera
             raise TypeError(f"{at}")
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"train: the checkpoint in {out} does not say where the run is: {error!r}") from error
-    return at, Log(out, rows)
+    with _writing(out):
+        return at, Log(out, rows)
 
 
 @contextlib.contextmanager
@@ -212,6 +215,8 @@ def is_finite(array: Any) -> bool:
 
 def first_bad_op(model: Module, x: np.ndarray, y: np.ndarray, label_smoothing: float) -> str:
     """Repeat a step under debug(); what it says of the op that made the first NaN or Inf, and the layer it ran in."""
+    if not is_finite(x):
+        return "the batch's images hold NaN or Inf: clean the data"
     entered = [""]
     handles = [module.register_forward_pre_hook(lambda module, args, name=name: entered.append(name))
                for name, module in model.named_modules()]

@@ -55,21 +55,24 @@ class Architecture:
 def identify(arrays: Mapping[str, Any]) -> Architecture | None:
     """Which ResNet a state dict (name -> array) belongs to; None if its names are not those of one."""
     stages: dict[int, set[int]] = {}
-    for name in arrays:
-        if found := re.match(r"layer(\d+)\.(\d+)\.conv1\.weight$", name):
+    for name, array in arrays.items():
+        if found := re.match(r"layer([1-9])\.([0-9]{1,3})\.conv1\.weight$", name):
             stages.setdefault(int(found[1]), set()).add(int(found[2]))
-    if not stages or not {"conv1.weight", "fc.weight"} <= set(arrays) or arrays["conv1.weight"].ndim != 4:
+            if array.ndim != 4:
+                return None
+    stem, head = arrays.get("conv1.weight"), arrays.get("fc.weight")
+    if not stages or stem is None or head is None or stem.ndim != 4 or head.ndim != 2:
+        return None
+    if any(blocks != set(range(len(blocks))) for blocks in stages.values()):
         return None
     depths = tuple(len(stages[stage]) for stage in sorted(stages))
     widths = tuple(arrays[f"layer{stage}.0.conv1.weight"].shape[0] for stage in sorted(stages))
     preact = "bn.weight" in arrays
     bottleneck = "layer1.0.conv3.weight" in arrays
     layers = sum(depths) * (3 if bottleneck else 2) + 2
-    stem = arrays["conv1.weight"].shape
-    options = {"num_classes": arrays["fc.weight"].shape[0], "in_channels": stem[1],
-               "option": _option(arrays, bottleneck)}
+    options = {"num_classes": head.shape[0], "in_channels": stem.shape[1], "option": _option(arrays, bottleneck)}
     if len(depths) == 4:
-        options["cifar_stem"] = stem[2] == 3
+        options["cifar_stem"] = stem.shape[2] == 3
     usual = models.resnet.CIFAR_WIDTHS if len(depths) == 3 else models.resnet.IMAGENET_WIDTHS
     name = f"{'preact_' * preact}resnet{layers}"
     known = name in models.names() and widths == usual
@@ -142,7 +145,11 @@ def read(path: PathLike) -> Source:
     archive = content[:4] == b"PK\3\4"
     arrays, metadata = (read_npz(path, content), {}) if archive else read_safetensors(path, content)
     names, kind = _translate(list(arrays))
-    arrays = {name: arrays[old] for old, name in names.items()}
+    new = {name: old for old, name in names.items()}
+    if len(new) < len(names):
+        old, name = next((old, name) for old, name in names.items() if new[name] != old)
+        raise WeightsError(f"weights: {path} holds {old!r} and {new[name]!r}, which both are {name!r} here: remove one")
+    arrays = {name: arrays[old] for name, old in new.items()}
     found = identify(arrays)
     fixed = kind == "akamaster" and found is not None and len(found.depths) == 3 and found.options["in_channels"] == 3
     return Source(arrays, kind, IMAGENET if fixed else None, metadata)

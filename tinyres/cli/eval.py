@@ -51,7 +51,7 @@ def evaluate_weights(
     if data is None:
         raise typer.BadParameter(f"{weights} does not say on which data; give one of {', '.join(datasets.NAMES)}.",
                                  param_hint="--data")
-    setup.check_data_name(data)
+    setup.check_data(data, data_dir, image_size)
     if split not in datasets.SPLITS:
         with setup.option("--split"):
             datasets.digits(split)

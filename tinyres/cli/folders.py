@@ -52,8 +52,9 @@ def config_of(folder: Path) -> dict[str, Any]:
 def _checked(found: dict[str, Any], path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
     missing = [key for key in keys if key not in found]
     if missing:
-        raise ValueError(f"train: {path} lacks {', '.join(missing)}: it is damaged, or of another version of tinyres; "
-                         "train anew")
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise ValueError(f"train: {path} lacks {', '.join(missing[:5])}{more}: it is damaged, or of another version of "
+                         "tinyres; train anew")
     return found
 
 

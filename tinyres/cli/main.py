@@ -14,13 +14,17 @@ import typer
 from typer.core import TyperGroup
 
 import tinyres
+from tinyres.cli.claims import app as claims_app
+from tinyres.cli.data import app as data_app
+from tinyres.cli.doctor import diagnose
 from tinyres.cli.eval import evaluate_weights
 from tinyres.cli.gradcheck import check_gradients
+from tinyres.cli.runs import compare_runs
 from tinyres.cli.summary import summarise
 from tinyres.cli.train import train_network
 
 # What the library raises when an input, a file or a run is at fault.
-USERS_ERRORS = (ValueError, TypeError, OSError, ArithmeticError, RuntimeError, ImportError)
+USERS_ERRORS = (ValueError, TypeError, OSError, ArithmeticError, RuntimeError, ImportError, MemoryError)
 # Typer's, by name: some releases take the class from click, some bring their own.
 USAGE_ERRORS: Any = tuple(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
@@ -80,3 +84,7 @@ app.command("train")(train_network)
 app.command("eval")(evaluate_weights)
 app.command("gradcheck")(check_gradients)
 app.command("summary")(summarise)
+app.command("runs")(compare_runs)
+app.add_typer(data_app, name="data")
+app.add_typer(claims_app, name="claims")
+app.command("doctor")(diagnose)

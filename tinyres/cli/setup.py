@@ -43,7 +43,8 @@ def _number_parser(kind: Callable[[str], Any], words: str, least: float, most: f
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no text on stderr.")]
 Kernels = Annotated[str, typer.Option(help="Who computes: fast (Numba and BLAS), im2col, reference or loops.")]
-DataDir = Annotated[Path | None, typer.Option(help="Folder or archive of CIFAR; otherwise $TINYRES_DATA says where.")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder or archive of CIFAR or Fashion-MNIST. Default: "
+                                             "$TINYRES_DATA, else what `tinyres data fetch` fetched.")]
 ShortcutOption = Annotated[str | None, typer.Option(help="Shortcuts that change shape: A pads with zeros, B projects "
                                                          "(C everywhere). Default: the network's own.")]
 
@@ -74,10 +75,16 @@ def data_option(default: str = "") -> Any:
                              f"images.{default}")
 
 
-def check_data_name(name: str) -> None:
-    """Raise the error for a data set that does not exist, before anything is read."""
+def check_data(name: str, data_dir: Path | None, size: int | None) -> None:
+    """Raise the error for a data set that does not exist, or an option that does not apply to it."""
     from tinyres import data
 
+    if size is not None and name in data.NAMES:
+        raise typer.BadParameter(f"{size}, but it scales a folder of your own images, and {name} is none; leave it "
+                                 "out.", param_hint="--image-size")
+    if data_dir is not None and (name == "digits" or name not in data.NAMES):
+        why = "come with the package" if name == "digits" else "is a path itself"
+        raise typer.BadParameter(f"{data_dir}, but {name} {why}; leave it out.", param_hint="--data-dir")
     if name not in data.NAMES and not data.is_path(name):
         with option("--data"):
             data.load(name)

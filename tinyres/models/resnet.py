@@ -21,6 +21,7 @@ from tinyres.models.blocks import (
     shortcut_b,
     shortcut_c,
 )
+from tinyres.nn.options import positive
 from tinyres.tensor import Tensor
 
 OPTIONS: dict[str, ShortcutOption] = {"A": shortcut_a, "B": shortcut_b, "C": shortcut_c}
@@ -30,9 +31,9 @@ IMAGENET_WIDTHS = (64, 128, 256, 512)
 
 def shortcut_option(options: dict[str, ShortcutOption], option: str) -> ShortcutOption:
     """The shortcut constructor named "A", "B" or "C". Raises ValueError for another name."""
-    if option not in options:
-        raise ValueError(f"option must be one of {', '.join(options)} (A pads with zero channels, B projects where "
-                         f"shapes change, C projects everywhere), got {option!r}")
+    if not isinstance(option, str) or option not in options:
+        raise ValueError(f"option must be one of {', '.join(options)} (A pads with zero channels, B projects "
+                         f"where shapes change, C projects everywhere), got {option!r}")
     return options[option]
 
 
@@ -57,6 +58,7 @@ class ResNet(nn.Module):
     def __init__(self, make_block: Residual | type[PlainBlock], depths: Sequence[int], widths: Sequence[int],
                  num_classes: int, in_channels: int, cifar_stem: bool, zero_init_residual: bool = False):
         super().__init__()
+        positive(type(self).__name__, num_classes=num_classes, in_channels=in_channels)
         C = widths[0]
         self.conv1 = conv3x3(in_channels, C) if cifar_stem else nn.Conv2d(in_channels, C, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(C)
@@ -89,6 +91,8 @@ def zero_branches_(model: nn.Module) -> None:
 
 def blocks_per_stage(depth: int, layers: int, family: str) -> int:
     """n for a CIFAR network of `depth` = 3 * layers * n + 2. Raises ValueError when depth has not that form."""
+    if not hasattr(depth, "__index__"):
+        raise TypeError(f"{family}: depth must be an integer of the form {3 * layers}n+2, got {depth!r}: use 20")
     n, rest = divmod(depth - 2, 3 * layers)
     if n < 1 or rest:
         near = 3 * layers * max(1, round((depth - 2) / (3 * layers))) + 2

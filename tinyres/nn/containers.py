@@ -13,8 +13,12 @@ class _Modules(Module):
 
     def _position(self, index: int) -> str:
         count = len(self._modules)
+        if not hasattr(index, "__index__"):
+            raise TypeError(f"{type(self).__name__}: an index must be an integer or a slice, got {index!r}: a name is "
+                            "found by get_submodule()")
         if not -count <= index < count:
-            raise IndexError(f"{type(self).__name__}: index {index} is out of range for {count} modules")
+            raise IndexError(f"{type(self).__name__}: index {index} is out of range for {count} modules "
+                             f"(from {-count} to {count - 1})")
         return list(self._modules)[index]
 
     def __len__(self) -> int:
@@ -68,6 +72,9 @@ class Sequential(_Modules):
 
 class ModuleList(_Modules):
     """A list of modules that a network calls by itself; unlike a plain list it registers them."""
+
+    def forward(self, *args: Any) -> Any:
+        raise NotImplementedError("ModuleList has no forward: call its modules one by one, or use Sequential")
 
     def __init__(self, modules: Iterable[Module] = ()):
         super().__init__()

@@ -16,25 +16,12 @@ from tinyres import ops
 from tinyres.kernels import layout
 from tinyres.nn import init
 from tinyres.nn.module import Module
+from tinyres.nn.options import Pair, float_dtype, number, pair, positive, window
 from tinyres.nn.parameter import Parameter
+from tinyres.operands import check_tensors
+from tinyres.ops.conv import check_padding
 from tinyres.ops.linear import linear
 from tinyres.tensor import Tensor
-
-Pair = int | tuple[int, int]
-
-
-def _pair(layer: str, name: str, value: Any, least: int) -> tuple[int, int]:
-    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(pair) != 2 or not all(isinstance(v, (int, np.integer)) and v >= least for v in pair):
-        raise ValueError(f"{layer}: {name} must be an int or a pair (h, w) of ints, each at least {least}, "
-                         f"got {value!r}")
-    return int(pair[0]), int(pair[1])
-
-
-def _positive(layer: str, **sizes: Any) -> None:
-    for name, size in sizes.items():
-        if not isinstance(size, (int, np.integer)) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"{layer}: {name} must be a positive int, got {size!r}")
 
 
 class _Conv(Module):
@@ -44,15 +31,18 @@ class _Conv(Module):
                  dilation: Pair, groups: int, bias: bool, transposed: bool, dtype: Any):
         super().__init__()
         layer = type(self).__name__
-        _positive(layer, in_channels=in_channels, out_channels=out_channels, groups=groups)
+        positive(layer, in_channels=in_channels, out_channels=out_channels, groups=groups)
         if in_channels % groups or out_channels % groups:
             raise ValueError(f"{layer}: groups must divide in_channels and out_channels, got groups={groups} for "
                              f"{in_channels} and {out_channels} channels")
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size = _pair(layer, "kernel_size", kernel_size, 1)
-        self.stride = _pair(layer, "stride", stride, 1)
-        self.padding = padding if isinstance(padding, str) else _pair(layer, "padding", padding, 0)
-        self.dilation = _pair(layer, "dilation", dilation, 1)
+        self.kernel_size = pair(layer, "kernel_size", kernel_size, 1)
+        self.stride = pair(layer, "stride", stride, 1)
+        self.dilation = pair(layer, "dilation", dilation, 1)
+        if isinstance(padding, str) and not transposed:
+            check_padding(layer, padding, self.kernel_size, self.stride, self.dilation)
+        self.padding = padding if isinstance(padding, str) and not transposed else pair(layer, "padding", padding, 0)
+        dtype = float_dtype(layer, dtype)
         first, second = (in_channels, out_channels // groups) if transposed else (out_channels, in_channels // groups)
         self.weight = Parameter(layout.nchw(np.empty((first, *self.kernel_size, second), dtype)))
         self.bias = Parameter(np.empty(out_channels, dtype)) if bias else None
@@ -99,7 +89,7 @@ class ConvTranspose2d(_Conv):
                  output_padding: Pair = 0, groups: int = 1, bias: bool = True, dilation: Pair = 1,
                  dtype: Any = "float32"):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, True, dtype)
-        self.output_padding = _pair("ConvTranspose2d", "output_padding", output_padding, 0)
+        self.output_padding = pair("ConvTranspose2d", "output_padding", output_padding, 0)
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.conv_transpose2d(x, self.weight, self.bias, self.stride, self.padding, self.output_padding,
@@ -111,7 +101,8 @@ class Linear(Module):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, dtype: Any = "float32"):
         super().__init__()
-        _positive("Linear", in_features=in_features, out_features=out_features)
+        positive("Linear", in_features=in_features, out_features=out_features)
+        dtype = float_dtype("Linear", dtype)
         self.in_features, self.out_features = in_features, out_features
         self.weight = Parameter(np.empty((out_features, in_features), dtype))
         self.bias = Parameter(np.empty(out_features, dtype)) if bias else None
@@ -142,11 +133,14 @@ class _BatchNorm(Module):
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True,
                  track_running_stats: bool = True, dtype: Any = "float32"):
         super().__init__()
-        _positive(type(self).__name__, num_features=num_features)
-        if momentum is not None and not 0 <= momentum <= 1:
-            raise ValueError(f"{type(self).__name__}: momentum must lie in [0, 1], the share of the new batch, or be "
-                             f"None for the average of all batches, got {momentum}")
-        self.num_features, self.eps, self.momentum = num_features, float(eps), momentum
+        layer = type(self).__name__
+        positive(layer, num_features=num_features)
+        dtype = float_dtype(layer, dtype)
+        if momentum is not None:
+            momentum = number(layer, "momentum", momentum, 0, 1, "lie in [0, 1], the share of the new batch, or be "
+                              "None for the average of all batches")
+        self.eps = number(layer, "eps", eps, 0, 1, "be a small number and not negative, like 1e-5")
+        self.num_features, self.momentum = num_features, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
         self.weight = Parameter(np.ones(num_features, dtype)) if affine else None
         self.bias = Parameter(np.zeros(num_features, dtype)) if affine else None
@@ -164,18 +158,21 @@ class _BatchNorm(Module):
 
     def forward(self, x: Tensor, add: Tensor | None = None, relu: bool = False) -> Tensor:
         """[relu](batch_norm(x) [+ add]) as one fused op: the join of a residual block."""
+        check_tensors(type(self).__name__, input=x)
         if x.ndim not in self.dimensions:
             allowed = " or ".join(f"{d}-D" for d in self.dimensions)
+            other = {2: "BatchNorm1d", 3: "BatchNorm1d", 4: "BatchNorm2d"}.get(x.ndim)
             raise ValueError(f"{type(self).__name__} takes {allowed} input with its channels at axis 1, got shape "
-                             f"{tuple(x.shape)}")
-        momentum = self.momentum
-        if self.training and self.track_running_stats:
-            self.num_batches_tracked.data += 1
-            if momentum is None:
-                momentum = 1.0 / float(self.num_batches_tracked.data)
+                             f"{tuple(x.shape)}; " + (f"use {other}" if other else "reshape it"))
+        momentum, counts = self.momentum, self.training and self.track_running_stats
+        if momentum is None:
+            momentum = 1.0 / (float(self.num_batches_tracked.data) + 1) if counts else 0.0
         mean, var = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
         use_batch = self.training or not self.track_running_stats
-        return ops.batch_norm(x, mean, var, self.weight, self.bias, use_batch, momentum or 0.0, self.eps, add, relu)
+        y = ops.batch_norm(x, mean, var, self.weight, self.bias, use_batch, momentum, self.eps, add, relu)
+        if counts:  # after the op, which may refuse its input
+            self.num_batches_tracked.data += 1
+        return y
 
     def extra_repr(self) -> str:
         return (f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
@@ -236,6 +233,8 @@ class MaxPool2d(Module):
     def __init__(self, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0, dilation: Pair = 1,
                  ceil_mode: bool = False):
         super().__init__()
+        window("MaxPool2d", kernel_size, stride, padding)
+        pair("MaxPool2d", "dilation", dilation, 1)
         self.kernel_size = kernel_size
         self.stride = kernel_size if stride is None else stride
         self.padding, self.dilation, self.ceil_mode = padding, dilation, ceil_mode
@@ -255,6 +254,7 @@ class AvgPool2d(Module):
     def __init__(self, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0, ceil_mode: bool = False,
                  count_include_pad: bool = True):
         super().__init__()
+        window("AvgPool2d", kernel_size, stride, padding)
         self.kernel_size = kernel_size
         self.stride = kernel_size if stride is None else stride
         self.padding, self.ceil_mode, self.count_include_pad = padding, ceil_mode, count_include_pad
@@ -271,6 +271,7 @@ class AdaptiveAvgPool2d(Module):
 
     def __init__(self, output_size: Pair):
         super().__init__()
+        pair("AdaptiveAvgPool2d", "output_size", output_size, 1)
         self.output_size = output_size
 
     def forward(self, x: Tensor) -> Tensor:
@@ -292,9 +293,7 @@ class Dropout(Module):
 
     def __init__(self, p: float = 0.5):
         super().__init__()
-        if not 0 <= p < 1:
-            raise ValueError(f"Dropout: p must lie in [0, 1), got {p}")
-        self.p = p
+        self.p = number("Dropout", "p", p, 0, 1 - 1e-9, "lie in [0, 1), the share that is zeroed")
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.dropout(x, self.p, self.training)

@@ -13,6 +13,7 @@ import numpy as np
 
 from tinyres.graph import Handle
 from tinyres.nn.hooks import BackwardWatch
+from tinyres.nn.options import float_dtype
 from tinyres.nn.parameter import Parameter
 from tinyres.nn.state_dict import LoadResult, entries, host_array, load
 from tinyres.ops.create import astype, to
@@ -22,7 +23,7 @@ REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
 def _is_array(value: Any) -> bool:
-    return hasattr(value, "strides") and hasattr(value, "ndim")
+    return not isinstance(value, Tensor) and hasattr(value, "strides") and hasattr(value, "ndim")
 
 
 class Module:
@@ -111,14 +112,18 @@ class Module:
     def register_parameter(self, name: str, parameter: Parameter | None) -> None:
         """Add a Parameter under `name`, as assigning it does; None keeps the place. Raises TypeError otherwise."""
         if parameter is not None and not isinstance(parameter, Parameter):
-            raise TypeError(f"register_parameter('{name}'): expected a Parameter or None, got "
+            raise TypeError(f"{type(self).__name__}: parameter '{name}': expected a Parameter or None, got "
                             f"{type(parameter).__name__}: wrap it with nn.Parameter(...)")
         self._register("_parameters", name, parameter)
 
     def register_module(self, name: str, module: Module | None) -> None:
         """Add a submodule under `name`, as assigning it does; None keeps the place. Raises TypeError otherwise."""
         if module is not None and not isinstance(module, Module):
-            raise TypeError(f"register_module('{name}'): expected a Module or None, got {type(module).__name__}")
+            fix = f"make one of it: {module.__name__}(...)" if isinstance(module, type) else \
+                "give modules one by one, or unpack with *" if isinstance(module, (list, tuple)) else \
+                "write a Module for a function, as nn.ReLU is for tr.relu"
+            raise TypeError(f"{type(self).__name__}: module '{name}': expected a Module or None, got "
+                            f"{type(module).__name__}: {fix}")
         self._register("_modules", name, module)
 
     add_module = register_module
@@ -210,7 +215,13 @@ class Module:
         return self
 
     def train(self, mode: bool = True) -> Module:
-        """Set the training mode (batch norm and dropout depend on it) of the whole tree; returns self."""
+        """Set the training mode (batch norm and dropout depend on it) of the whole tree; returns self.
+
+        Raises TypeError for other than True or False: train("eval") would otherwise mean training.
+        """
+        if not isinstance(mode, (bool, np.bool_)):
+            raise TypeError(f"{type(self).__name__}.train: mode must be True or False, got {mode!r}: use eval() to "
+                            "evaluate")
         for module in self.modules():
             module.training = mode
         return self
@@ -247,9 +258,7 @@ class Module:
 
     def astype(self, dtype: Any) -> Module:
         """Convert float parameters, their gradients and float buffers to a float dtype; returns self."""
-        if np.dtype(dtype).kind != "f":
-            raise TypeError(f"{type(self).__name__}.astype: parameters are floats, got dtype {np.dtype(dtype)}: use "
-                            "'float32' or 'float64'")
+        float_dtype(f"{type(self).__name__}.astype", dtype)
         return self._convert(lambda t: astype(t, dtype) if t.dtype.kind == "f" else t, "astype")
 
     def float(self) -> Module:

@@ -58,6 +58,11 @@ def load(module: Any, given: Mapping[str, Any], strict: bool) -> LoadResult:
 
 def check(module: Any, given: Mapping[str, Any], strict: bool) -> tuple[dict[str, np.ndarray], LoadResult]:
     """The arrays of `given` that the module has a place for, and what else there is; raises ValueError for a misfit."""
+    if not isinstance(given, Mapping):
+        fix = "pass its state_dict()" if hasattr(given, "state_dict") else \
+            "read it first: weights.load(model, path)" if isinstance(given, (str, os.PathLike)) else "pass a dict"
+        raise TypeError(f"{type(module).__name__}.load_state_dict: expected a mapping from names to arrays, got "
+                        f"{type(given).__name__}: {fix}")
     wanted = {name: (tensor, optional) for name, tensor, optional in entries(module)}
     arrays = {name: host_array(value) for name, value in given.items() if name in wanted}
     missing = [name for name, (_, optional) in wanted.items() if name not in given and not optional]
@@ -73,7 +78,12 @@ def _unfit(name: str, array: np.ndarray, tensor: Tensor) -> str | None:
     if array.shape != tensor.shape:
         return f"{name}: the state has shape {array.shape}, the model {tuple(tensor.shape)}"
     if array.dtype.kind.replace("u", "i") != tensor.dtype.kind:
-        return f"{name}: the state has dtype {array.dtype}, the model {tensor.dtype}"
+        return f"{name}: the state has dtype {array.dtype}, the model {tensor.dtype}: convert it with astype()"
+    if array.dtype.itemsize > tensor.dtype.itemsize and array.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            lost = np.isfinite(array) & ~np.isfinite(array.astype(tensor.dtype))
+        if lost.any():
+            return f"{name}: the state holds {array[lost].flat[0]:.3g}, which {tensor.dtype} cannot: use model.double()"
     return None
 
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from tinyres.ops import create, elementwise
+from tinyres.ops import create
 from tinyres.ops.broadcast import broadcast_to, sum_to
 from tinyres.ops.conv import conv2d, conv_transpose2d
 from tinyres.ops.create import arange, astype, ones, rand, randn, tensor, to, zeros
 from tinyres.ops.elementwise import (
     abs,
     add,
+    broadcasting,
     clamp,
     div,
     exp,
@@ -28,13 +29,13 @@ from tinyres.ops.elementwise import (
     pow,
     raw,
     relu,
-    relu_,
     sigmoid,
     sqrt,
     sub,
     tanh,
     where,
 )
+from tinyres.ops.inplace import add_, div_, mul_, relu_, setitem, sub_
 from tinyres.ops.linear import linear, matmul
 from tinyres.ops.loss import cross_entropy, mse_loss, nll_loss
 from tinyres.ops.norm import batch_norm, dropout
@@ -105,32 +106,11 @@ for _name, _op in OPERATORS.items():
 
 
 def _compare(fn: Any) -> Any:
-    return lambda self, other: Tensor(fn(self.data, raw(other)))
+    return lambda self, other: Tensor(broadcasting(fn.__name__, fn, self.data, raw(other)))
 
 
 for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
     setattr(Tensor, f"__{_name}__", _compare(getattr(operator, _name)))
-
-
-def _add_inplace(self: Tensor, other: Any) -> Tensor:
-    """self += other in place. Raises RuntimeError for a leaf that requires a gradient."""
-    return elementwise.AddInplace.apply(self, other)
-
-
-def _mul_inplace(self: Tensor, other: Any) -> Tensor:
-    """self *= other in place. Raises RuntimeError for a leaf that requires a gradient."""
-    return elementwise.MulInplace.apply(self, other)
-
-
-def _setitem(self: Tensor, index: Any, value: Any) -> None:
-    if self.requires_grad and not self.is_leaf:
-        raise RuntimeError("assigning to a slice of a tensor that was computed would lose its gradient; use where(), "
-                           "concat() or pad()")
-    if self.requires_grad:
-        raise RuntimeError("assigning to a slice of a leaf that requires a gradient: write into .data inside no_grad()")
-    parts = tuple(raw(p) for p in index) if isinstance(index, tuple) else raw(index)
-    self.data[parts] = raw(value)
-    self.bump("__setitem__")
 
 
 def _item(self: Tensor) -> Any:
@@ -164,18 +144,35 @@ def _requires_grad(self: Tensor, value: bool = True) -> Tensor:
 
 
 def _iter(self: Tensor) -> Any:
+    return (getitem(self, i) for i in range(_len(self)))
+
+
+def _len(self: Tensor) -> int:
     if not self.ndim:
-        raise TypeError("a tensor without dimensions cannot be iterated over; use item()")
-    return (getitem(self, i) for i in range(self.shape[0]))
+        raise TypeError("len: a tensor without dimensions is one number, and cannot be iterated over; use item()")
+    return self.shape[0]
+
+
+# PyTorch's methods that have another name here.
+ELSEWHERE = {"view": "reshape()", "expand": "broadcast_to()", "clone": "tr.tensor(x), or x * 1.0 to keep the graph",
+             "cat": "tr.concat()", "dim": ".ndim", "type": "astype()", "half": "astype()", "sub": "-", "add": "+",
+             "mul": "*", "div": "/", "square": "** 2", "zero_": "zero_grad(), or .data[...] = 0"}
+
+
+def _unknown(self: Tensor, name: str) -> Any:
+    """The AttributeError; a plain look-up, since hasattr() asks it too. Python itself adds the nearest name."""
+    hint = f": use {ELSEWHERE[name]}" if name in ELSEWHERE else ""
+    raise AttributeError(f"'{type(self).__name__}' object has no attribute {name!r}{hint}", name=name, obj=self)
 
 
 for _name, _fn in {
-    "__neg__": neg, "__getitem__": getitem, "__setitem__": _setitem, "__iadd__": _add_inplace, "__imul__": _mul_inplace,
-    "add_": _add_inplace, "mul_": _mul_inplace, "__repr__": _repr, "__array__": _array, "__iter__": _iter,
-    "__len__": lambda self: len(self.data), "__float__": lambda self: float(_item(self)),
-    "__int__": lambda self: int(_item(self)), "__bool__": lambda self: bool(_item(self)),
-    "__abs__": abs, "__hash__": object.__hash__, "item": _item, "numpy": _numpy, "requires_grad_": _requires_grad,
-    "numel": lambda self: int(self.data.size), "size": lambda self, d=None: self.shape if d is None else self.shape[d],
+    "__neg__": neg, "__abs__": abs, "__getitem__": getitem, "__setitem__": setitem, "__iadd__": add_, "__isub__": sub_,
+    "__imul__": mul_, "__itruediv__": div_, "add_": add_, "sub_": sub_, "mul_": mul_, "div_": div_, "__repr__": _repr,
+    "__array__": _array, "__iter__": _iter, "__len__": _len, "__getattr__": _unknown,
+    "__float__": lambda self: float(_item(self)), "__int__": lambda self: int(_item(self)),
+    "__bool__": lambda self: bool(_item(self)), "__hash__": object.__hash__, "item": _item, "numpy": _numpy,
+    "requires_grad_": _requires_grad, "numel": lambda self: int(self.data.size),
+    "size": lambda self, d=None: self.shape if d is None else self.shape[d],
     "float": lambda self: astype(self, "float32"), "double": lambda self: astype(self, "float64"),
     "cpu": lambda self: to(self, "cpu"), "cuda": lambda self: to(self, "cuda"),
     "tolist": lambda self: _numpy(self).tolist(),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tinyres.kernels.layout import array_module, channels_last, nchw
+from tinyres.operands import check_tensors, whole_numbers
 from tinyres.tensor import Function
 
 
@@ -50,17 +51,26 @@ def broadcast_to(x: Any, shape: tuple[int, ...]) -> Any:
 
     Raises ValueError where a dimension of x is neither 1 nor that of `shape`. NumPy's broadcasting rules.
     """
-    shape = tuple(shape)
+    check_tensors("broadcast_to", input=x)
+    shape = whole_numbers("broadcast_to", "each length", shape if isinstance(shape, (tuple, list)) else (shape,))
     if x.shape == shape:
         return x
-    padded = (1,) * (len(shape) - len(x.shape)) + tuple(x.shape)
-    if len(padded) != len(shape) or any(n not in (1, m) for n, m in zip(padded, shape, strict=True)):
-        raise ValueError(f"broadcast_to: shape {x.shape} does not broadcast to {shape}: each dimension, counted from "
-                         "the right, must be equal or 1")
+    _check_broadcast("broadcast_to", x.shape, shape)
     return BroadcastTo.apply(x, shape=shape)
 
 
 def sum_to(x: Any, shape: tuple[int, ...]) -> Any:
     """x summed over the dimensions that broadcasting from `shape` to x.shape would add or stretch: the adjoint of
-    broadcast_to. Float32 is accumulated in float64."""
-    return x if x.shape == tuple(shape) else SumTo.apply(x, shape=tuple(shape))
+    broadcast_to. Float32 is accumulated in float64. Raises ValueError unless `shape` broadcasts to x.shape."""
+    shape = tuple(shape)
+    if x.shape == shape:
+        return x
+    _check_broadcast("sum_to", shape, x.shape)
+    return SumTo.apply(x, shape=shape)
+
+
+def _check_broadcast(op: str, shape: tuple[int, ...], to: tuple[int, ...]) -> None:
+    padded = (1,) * (len(to) - len(shape)) + tuple(shape)
+    if len(padded) != len(to) or any(n not in (1, m) for n, m in zip(padded, to, strict=True)):
+        raise ValueError(f"{op}: shape {tuple(shape)} does not broadcast to {tuple(to)}: each dimension, counted from "
+                         "the right, must be equal or 1")

@@ -6,6 +6,7 @@ gradient, of the output's shape; `sum_to` undoes the broadcasting of an operand.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tinyres.kernels.layout import array_module, elementwise
+from tinyres.operands import alike
 from tinyres.ops.broadcast import sum_to
 from tinyres.state import state
 from tinyres.tensor import Function, Tensor
@@ -33,11 +35,7 @@ class Binary(Function):
     fresh = True
 
     def operands(self, a: Any, b: Any) -> tuple[Any, Any]:
-        kinds = [getattr(getattr(x, "dtype", None), "kind", "") for x in (a, b)]
-        if kinds[0] == "f" and kinds[1] in tuple("iub"):
-            b = b.astype(a.dtype)
-        elif kinds[1] == "f" and kinds[0] in tuple("iub"):
-            a = a.astype(b.dtype)
+        a, b = alike((a, b))
         self.shapes = _shape(a), _shape(b)
         return a, b
 
@@ -57,6 +55,9 @@ def broadcasting(op: str, fn: Callable, *operands: Any) -> Any:
             raise ValueError(f"{op}: shapes {' and '.join(map(str, shapes))} do not broadcast: counted from the right, "
                              "each dimension must be equal or 1; reshape one side") from error
         raise ValueError(f"{op}: {error}") from error
+    except (TypeError, OverflowError) as error:  # booleans subtracted, 300 added to bytes
+        kinds = ", ".join(str(getattr(x, "dtype", x)) for x in operands)
+        raise TypeError(f"{op}: not defined for {kinds}; use astype('float32')") from error
 
 
 class Add(Binary):
@@ -111,9 +112,13 @@ class Div(Binary):
         return self.run(operator.truediv, a, b)
 
     def backward(self, grad: Any) -> Any:
-        a, b = self.saved
+        a, b = self.factors()
         return (sum_to(div(grad, b), self.shapes[0]) if self.needs[0] else None,
                 sum_to(neg(div(mul(grad, a), mul(b, b))), self.shapes[1]) if self.needs[1] else None)
+
+    def factors(self) -> Any:
+        """Both operands as they were before the op."""
+        return self.saved
 
 
 class Pow(Binary):
@@ -179,6 +184,7 @@ class Where(Function):
     def forward(self, mask: Any, a: Any, b: Any) -> Any:
         xp = array_module(next((v for v in (mask, a, b) if _shape(v)), mask))
         mask = xp.asarray(mask)  # it may be the bool that comparing two numbers gives
+        a, b = alike((a, b))
         self.save(mask)
         self.shapes = (), _shape(a), _shape(b)
         out = broadcasting(self.name, xp.where, mask, a, b)
@@ -197,7 +203,7 @@ class Neg(Function):
     fresh = True
 
     def forward(self, x: Any) -> Any:
-        return elementwise(operator.neg, x)
+        return broadcasting(self.name, operator.neg, x)
 
     def backward(self, grad: Any) -> Any:
         return neg(grad)
@@ -310,66 +316,6 @@ class Relu(Function):
         return where(raw(out) <= 0, 0.0, grad)
 
 
-class ReluInplace(Relu):
-    """Relu written into its input; its rule needs only the output, so the input may go."""
-
-    name = "relu_"
-    inplace = True
-
-    def forward(self, x: Any) -> Any:
-        array_module(x).maximum(x, 0, out=x)
-        self.save(x)
-        return x
-
-
-class AddInplace(Add):
-    """a += b, with the rule of Add."""
-
-    name = "add_"
-    inplace = True
-
-    def forward(self, a: Any, b: Any) -> Any:
-        self.shapes = a.shape, _shape(b)
-        b = _fitting(self.name, a, b)
-        return _into(self.name, operator.iadd, a, b)
-
-
-class MulInplace(Mul):
-    """a *= b, with the rule of Mul on the old a, of which it keeps a copy."""
-
-    name = "mul_"
-    inplace = True
-
-    def forward(self, a: Any, b: Any) -> Any:
-        self.shapes = a.shape, _shape(b)
-        b = _fitting(self.name, a, b)
-        self.save(a.copy(order="K"), b)  # the rule for b needs a as it was
-        return _into(self.name, operator.imul, a, b)
-
-    def factors(self) -> Any:
-        a, b = self.saved
-        if self.linking and self.edges[0] is not None:  # the copy stands for the old value of the first input
-            a = Tensor(a)
-            a.node = self.edges[0]
-        return a, b
-
-
-def _fitting(name: str, a: Any, b: Any) -> Any:
-    """b in the dtype of a, in whose memory the result must fit."""
-    if a.dtype.kind != "f" and (isinstance(b, float) or getattr(b, "dtype", a.dtype).kind == "f"):
-        raise TypeError(f"{name}: floats do not fit into a tensor of {a.dtype} in place; convert that first with "
-                        "astype('float32')")
-    return b if getattr(b, "dtype", a.dtype) == a.dtype else b.astype(a.dtype)
-
-
-def _into(name: str, fn: Callable, a: Any, b: Any) -> Any:
-    try:
-        return fn(a, b)
-    except ValueError as error:
-        raise ValueError(f"{name}: an operand of shape {_shape(b)} does not fit into {a.shape} in place; use the op "
-                         "without underscore") from error
-
-
 def add(a: Any, b: Any) -> Any:
     """a + b with broadcasting. Raises ValueError for shapes that do not broadcast, TypeError for mixed float dtypes."""
     return Add.apply(a, b)
@@ -420,28 +366,36 @@ def neg(x: Any) -> Any:
 
 
 def exp(x: Any) -> Any:
-    """e ** x."""
-    return Exp.apply(x)
+    """e ** x. Like log, sqrt, tanh and sigmoid it raises TypeError for integers, which NumPy would turn into floats of
+    a width of its own choice: float16 for bytes, float64 for others."""
+    return Exp.apply(_floating("exp", x))
 
 
 def log(x: Any) -> Any:
-    """The natural logarithm; -inf at 0 and nan below."""
-    return Log.apply(x)
+    """The natural logarithm of floats; -inf at 0 and nan below."""
+    return Log.apply(_floating("log", x))
 
 
 def sqrt(x: Any) -> Any:
-    """The square root; nan below 0. Its derivative at 0 is inf."""
-    return Sqrt.apply(x)
+    """The square root of floats; nan below 0. Its derivative at 0 is inf."""
+    return Sqrt.apply(_floating("sqrt", x))
 
 
 def tanh(x: Any) -> Any:
-    """The hyperbolic tangent."""
-    return Tanh.apply(x)
+    """The hyperbolic tangent of floats."""
+    return Tanh.apply(_floating("tanh", x))
 
 
 def sigmoid(x: Any) -> Any:
-    """1 / (1 + exp(-x)), without overflow."""
-    return Sigmoid.apply(x)
+    """1 / (1 + exp(-x)) of floats, without overflow."""
+    return Sigmoid.apply(_floating("sigmoid", x))
+
+
+def _floating(op: str, x: Any) -> Any:
+    dtype = getattr(x, "dtype", None)
+    if getattr(dtype, "kind", "f") in "iub":
+        raise TypeError(f"{op}: expected floats, got {dtype}; use astype('float32')")
+    return x
 
 
 def abs(x: Any) -> Any:
@@ -456,18 +410,13 @@ def relu(x: Any) -> Any:
     return Relu.apply(x)
 
 
-def relu_(x: Tensor) -> Tensor:
-    """relu in place: x itself is changed and returned. Right only where nobody kept the old x for backward; an op that
-    did says so in backward()."""
-    if state.choices is not None:
-        return MulInplace.apply(x, state.choices.take("relu_", raw(x) > 0).astype(x.dtype))
-    return ReluInplace.apply(x)
-
-
 def clamp(x: Any, min: float | None = None, max: float | None = None) -> Any:
     """x cut off below `min` and above `max`; the gradient is that of x between them (bounds included) and 0 outside."""
     if min is None and max is None:
         raise ValueError("clamp: give min, max or both")
+    low, high = -math.inf if min is None else min, math.inf if max is None else max
+    if not all(isinstance(bound, (int, float, np.number)) for bound in (low, high)) or not low <= high:
+        raise ValueError(f"clamp: min and max must be numbers, min not above max, got {min!r} and {max!r}")
     if min is not None:
         x = where(_choice("clamp", raw(x) < min), float(min), x)
     if max is not None:

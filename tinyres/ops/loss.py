@@ -6,7 +6,7 @@ from typing import Any
 
 from tinyres import kernels
 from tinyres.kernels.layout import array_module
-from tinyres.operands import arrays_of
+from tinyres.operands import arrays_of, check_floats, check_tensors
 from tinyres.ops.elementwise import mul, neg, raw, sub
 from tinyres.ops.fused import Fused
 from tinyres.ops.reduce import log_softmax, mean, sum
@@ -41,8 +41,12 @@ def cross_entropy(logits: Any, labels: Any, label_smoothing: float = 0.0, reduct
     label_smoothing: the share of the target spread evenly over all classes (Szegedy et al. 2016). Raises ValueError for
     shapes that do not fit, labels outside 0..K-1, or no labels at all; TypeError for labels that are not integers.
     """
+    check_tensors("cross_entropy", logits=logits)
     if logits.ndim < 2 or min(logits.shape) < 1:
-        raise ValueError(f"cross_entropy: expected logits (N, K) or (N, K, ...), not empty, got {tuple(logits.shape)}")
+        fix = "the logits come first, then the labels" if logits.ndim < 2 else "leave out empty batches"
+        raise ValueError(f"cross_entropy: expected logits (N, K) or (N, K, ...), not empty, got {tuple(logits.shape)}; "
+                         f"{fix}")
+    check_floats("cross_entropy", logits=logits)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"cross_entropy: label_smoothing must lie between 0 and 1, got {label_smoothing}")
     target, K = raw(labels), logits.shape[1]
@@ -50,15 +54,21 @@ def cross_entropy(logits: Any, labels: Any, label_smoothing: float = 0.0, reduct
     target = xp.asarray(target)
     spatial = (logits.shape[0], *logits.shape[2:])
     if target.dtype.kind == "f" and target.shape == logits.shape:
+        _check_probabilities(target)
         soft = target * (1 - label_smoothing) + label_smoothing / K
         losses = neg(sum(mul(log_softmax(logits, 1), soft.astype(raw(logits).dtype)), 1))
         return _reduce("cross_entropy", losses, reduction)
     if target.dtype.kind not in "iu":
         raise TypeError(f"cross_entropy: labels must be integers (or probabilities of shape {tuple(logits.shape)}), "
-                        f"got {target.dtype} {tuple(target.shape)}")
+                        f"got {target.dtype} {tuple(target.shape)}; use labels.astype('int64')")
     if target.shape != spatial:
+        fix = "give one label a sample"
+        if target.shape == logits.shape:
+            fix = "these look one-hot: use labels.argmax(1), or astype('float32') for probabilities"
+        elif target.shape == (*spatial, 1):
+            fix = "this is a column: use labels[:, 0]"
         raise ValueError(f"cross_entropy: logits {tuple(logits.shape)} need labels of shape {spatial}, got "
-                         f"{tuple(target.shape)}")
+                         f"{tuple(target.shape)}; {fix}")
     if int(target.min()) < 0 or int(target.max()) >= K:
         raise ValueError(f"cross_entropy: labels must lie in 0..{K - 1} for {K} classes, got {int(target.min())} to "
                          f"{int(target.max())}; check num_classes")
@@ -68,20 +78,31 @@ def cross_entropy(logits: Any, labels: Any, label_smoothing: float = 0.0, reduct
     return _reduce("cross_entropy", reshape(losses, spatial), reduction)
 
 
+def _check_probabilities(target: Any) -> None:
+    """Raise ValueError unless the classes' shares are at least 0 and add up to 1, but for rounding."""
+    least, off = float(target.min()), float(abs(target.sum(1, dtype="float64") - 1).max())
+    if not (least >= 0 and off < 1e-3):
+        raise ValueError(f"cross_entropy: labels of the logits' shape {tuple(target.shape)} are class probabilities, "
+                         f"which must not be negative and add up to 1 over dim 1, got a smallest of {least:.4g} and a "
+                         f"sum that is off by {off:.4g}; divide by the sum, or give integer labels")
+
+
 def nll_loss(log_probs: Any, labels: Any, reduction: str = "mean") -> Any:
     """Minus the log-probability of each label: log_probs (N, K), labels (N,) integers."""
+    check_tensors("nll_loss", log_probs=log_probs, labels=labels)
     target = raw(labels)
     if log_probs.ndim != 2 or target.shape != log_probs.shape[:1] or target.dtype.kind not in "iu":
         raise ValueError(f"nll_loss: expected log_probs (N, K) and integer labels (N,), got {tuple(log_probs.shape)} "
-                         f"and {target.dtype} {tuple(target.shape)}")
+                         f"and {target.dtype} {tuple(target.shape)}; use labels.astype('int64')")
     if target.size and (int(target.min()) < 0 or int(target.max()) >= log_probs.shape[1]):
         raise ValueError(f"nll_loss: labels must lie in 0..{log_probs.shape[1] - 1}, got {int(target.min())} to "
-                         f"{int(target.max())}")
+                         f"{int(target.max())}; check num_classes")
     return _reduce("nll_loss", neg(reshape(gather(log_probs, 1, target.reshape(-1, 1)), (-1,))), reduction)
 
 
 def mse_loss(x: Any, y: Any, reduction: str = "mean") -> Any:
     """The mean of (x - y)**2. Raises ValueError unless the shapes are equal: broadcasting here is usually a mistake."""
+    check_tensors("mse_loss", first=x, second=y)
     if tuple(x.shape) != tuple(y.shape):
         raise ValueError(f"mse_loss: shapes {tuple(x.shape)} and {tuple(y.shape)} must be equal; reshape one of them")
     arrays_of("mse_loss", (x, y))

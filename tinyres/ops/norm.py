@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from tinyres import kernels, random
 from tinyres.kernels import layout
-from tinyres.operands import arrays_of
+from tinyres.operands import arrays_of, check_floats, check_tensors, check_writable
 from tinyres.ops.elementwise import mul, raw, relu, sqrt, where
 from tinyres.ops.fused import Fused
 from tinyres.ops.reduce import mean as mean_over
@@ -53,6 +54,7 @@ class BatchNorm(Fused):
         return dx, (sum_gx * istd).astype(x.dtype), sum_g.astype(x.dtype), dresidual
 
     fresh = True
+    optional = True
 
     @staticmethod
     def spec(x: Any, weight: Any, bias: Any, residual: Any, *, mean: Any, var: Any, training: bool, eps: float,
@@ -82,11 +84,15 @@ def batch_norm(x: Any, running_mean: Any = None, running_var: Any = None, weight
     by the running values. Raises ValueError for shapes that do not fit, for missing running values in eval mode, and in
     training for fewer than two values per channel.
     """
+    check_tensors("batch_norm", input=x)
     if x.ndim < 2:
-        raise ValueError(f"batch_norm: expected input (N, C) or (N, C, ...), got shape {tuple(x.shape)}")
-    if raw(x).dtype.kind != "f":
-        raise TypeError(f"batch_norm: input must be floats, got {raw(x).dtype}; use astype('float32')")
-    arrays_of("batch_norm", (x, weight, bias, add))
+        raise ValueError(f"batch_norm: expected input (N, C) or (N, C, ...), got shape {tuple(x.shape)}; give a single "
+                         "sample a batch dimension with x[None]")
+    check_floats("batch_norm", input=x)
+    arrays_of("batch_norm", (x, weight, bias, add), optional=True)
+    if not 0 <= eps < math.inf or not 0 <= momentum <= 1:
+        raise ValueError(f"batch_norm: eps must not be negative, and momentum, the share of the new batch, must lie in "
+                         f"[0, 1], got {eps} and {momentum}; the usual values are 1e-5 and 0.1")
     C = x.shape[1]
     named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
     for name, value in named.items():
@@ -101,13 +107,16 @@ def batch_norm(x: Any, running_mean: Any = None, running_var: Any = None, weight
     array, count = raw(x), int(np.prod(x.shape)) // max(C, 1)
     if training:
         if count < 2:
-            raise ValueError(f"batch_norm: input {tuple(x.shape)} has {count} value per channel, and training needs at "
-                             "least 2; use a larger batch or eval()")
+            raise ValueError(f"batch_norm: input {tuple(x.shape)} has {count} value(s) per channel, and training needs "
+                             "at least 2; use a larger batch or eval()")
+        for name, running in (("running_mean", running_mean), ("running_var", running_var)):
+            check_writable(f"batch_norm: {name}", running)
         mean, var = kernels.batch_norm_stats(array)
         _move(running_mean, mean, momentum)
         _move(running_var, var * (count / (count - 1)), momentum)
     elif running_mean is None or running_var is None:
-        raise ValueError("batch_norm: eval mode needs running_mean and running_var")
+        raise ValueError("batch_norm: eval mode needs running_mean and running_var, got none: give both, or "
+                         "training=True")
     else:
         mean, var = (raw(v).astype(np.float64) for v in (running_mean, running_var))
     xp = layout.array_module(array)
@@ -139,10 +148,10 @@ def dropout(x: Any, p: float = 0.5, training: bool = True) -> Any:
     The mask comes from tinyres.random.generator(). Raises ValueError unless 0 <= p < 1.
     """
     if not 0 <= p < 1:
-        raise ValueError(f"dropout: p must be at least 0 and less than 1, got {p}")
+        raise ValueError(f"dropout: p must be at least 0 and less than 1, got {p}: it is the share that is zeroed")
+    check_tensors("dropout", input=x)
+    check_floats("dropout", input=x)
     array = raw(x)
-    if array.dtype.kind != "f":
-        raise TypeError(f"dropout: expected floats, got {array.dtype}; use astype('float32')")
     if not training or p == 0:
         return x
     keep = random.generator().random(array.shape, dtype=np.float32) >= p

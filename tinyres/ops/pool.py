@@ -7,6 +7,7 @@ from typing import Any
 
 from tinyres import kernels
 from tinyres.kernels.layout import array_module
+from tinyres.operands import check_floats, check_tensors
 from tinyres.ops.conv import Pair, pair
 from tinyres.ops.elementwise import raw
 from tinyres.ops.linear import matmul
@@ -112,8 +113,8 @@ def avg_pool2d(x: Any, kernel_size: Pair, stride: Pair | None = None, padding: P
                count_include_pad: bool = True) -> Any:
     """The mean of each window: (N, C, H, W) -> (N, C, P, Q); padding counts as zeros, or with count_include_pad=False
     not at all. stride defaults to kernel_size. Raises ValueError where no window fits."""
-    _floats("avg_pool2d", x)
     kernel, stride, padding, _, output = _windows("avg_pool2d", x, kernel_size, stride, padding, 1, ceil_mode)
+    check_floats("avg_pool2d", input=x)
     return AvgPool2d.apply(channels_last(x), output=output, kernel=kernel, stride=stride, padding=padding,
                            count_include_pad=count_include_pad)
 
@@ -122,7 +123,7 @@ def adaptive_avg_pool2d(x: Any, output_size: Pair) -> Any:
     """The mean over a P x Q grid of windows that cover the image: (N, C, H, W) -> (N, C, P, Q). Window i of an axis
     covers floor(i*H/P) to ceil((i+1)*H/P), as in PyTorch; the mean along an axis is a product with a P x H matrix."""
     output = _grid("adaptive_avg_pool2d", x, output_size)
-    _floats("adaptive_avg_pool2d", x)
+    check_floats("adaptive_avg_pool2d", input=x)
     if output == (1, 1):
         return mean(x, (2, 3), keepdim=True)
     if not any(n % m for n, m in zip(x.shape[2:], output, strict=True)):
@@ -146,13 +147,10 @@ def _averaging(like: Any, size: int, output: int) -> Any:
 
 
 def _images(op: str, x: Any) -> None:
+    check_tensors(op, input=x)
     if x.ndim != 4 or min(x.shape) < 1:
-        raise ValueError(f"{op}: expected images (N, C, H, W), none of them empty, got shape {tuple(x.shape)}")
-
-
-def _floats(op: str, x: Any) -> None:
-    if raw(x).dtype.kind != "f":
-        raise TypeError(f"{op}: expected floats, got {raw(x).dtype}; use astype('float32')")
+        raise ValueError(f"{op}: expected images (N, C, H, W), none of them empty, got shape {tuple(x.shape)}; "
+                         "give one image a batch dimension with x[None]")
 
 
 def _grid(op: str, x: Any, output_size: Pair) -> tuple[int, int]:

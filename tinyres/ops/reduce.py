@@ -6,6 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 from tinyres.kernels.layout import array_module
+from tinyres.operands import check_tensors
 from tinyres.ops.broadcast import sum_to
 from tinyres.ops.elementwise import exp, log, mul, neg, raw, sqrt, sub
 from tinyres.ops.shape import _dims, gather, reshape, squeeze
@@ -44,37 +45,50 @@ class Amax(Function):
 
 def _reduced(x: Any, dim: Dim, name: str) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """dims to reduce, the shape with them kept as 1, the shape with them dropped"""
-    named = range(x.ndim) if dim is None else (dim,) if hasattr(dim, "__index__") else dim
-    dims = _dims(name, tuple(named), x.ndim)
+    check_tensors(name, input=x)
+    named = range(x.ndim) if dim is None else dim if isinstance(dim, (tuple, list, range)) else (dim,)
+    dims = _dims(name, named, x.ndim)
+    if len(set(dims)) < len(dims):
+        raise ValueError(f"{name}: dim {dim} names a dimension of shape {tuple(x.shape)} twice; name each once")
     kept = tuple(1 if i in dims else n for i, n in enumerate(x.shape))
     return dims, kept, tuple(n for i, n in enumerate(x.shape) if i not in dims)
 
 
 def sum(x: Any, dim: Dim = None, keepdim: bool = False) -> Any:
     """The sum over `dim`. float32 is accumulated in float64. Integers and booleans add up to int64."""
+    dims, kept, dropped = _reduced(x, dim, "sum")
     if raw(x).dtype.kind in "iub":
-        return _plain(x, raw(x).sum(axis=_reduced(x, dim, "sum")[0], keepdims=keepdim))
-    _, kept, dropped = _reduced(x, dim, "sum")
+        return _plain(x, raw(x).sum(axis=dims, keepdims=keepdim))
     return reshape(sum_to(x, kept), kept if keepdim else dropped)
 
 
 def mean(x: Any, dim: Dim = None, keepdim: bool = False) -> Any:
     """The mean over `dim`. Raises TypeError for integers, ValueError over no elements."""
-    if raw(x).dtype.kind != "f":
-        raise TypeError(f"mean: expected floats, got {raw(x).dtype}; use astype('float32')")
     dims, _, _ = _reduced(x, dim, "mean")
+    _floats("mean", x)
+    _not_empty("mean", x, dim, dims)
     count = math.prod(x.shape[d] for d in dims)
-    if count == 0:
-        raise ValueError(f"mean: shape {x.shape} has no elements over dim {dim}")
     return mul(sum(x, dim, keepdim), 1.0 / count)
+
+
+def _floats(op: str, x: Any) -> None:
+    if raw(x).dtype.kind != "f":
+        raise TypeError(f"{op}: expected floats, got {raw(x).dtype}; use astype('float32')")
+
+
+def _not_empty(op: str, x: Any, dim: Dim, dims: tuple[int, ...]) -> None:
+    if any(x.shape[d] == 0 for d in dims):
+        raise ValueError(f"{op}: shape {tuple(x.shape)} has no elements over dim {dim}; leave out what is empty")
 
 
 def var(x: Any, dim: Dim = None, keepdim: bool = False, correction: int = 1) -> Any:
     """The variance over `dim`; correction 1 divides by count - 1 (Bessel), 0 by count."""
     dims, _, _ = _reduced(x, dim, "var")
+    _floats("var", x)
     count = math.prod(x.shape[d] for d in dims)
     if count <= correction:
-        raise ValueError(f"var: {count} elements over dim {dim} are too few for correction {correction}")
+        raise ValueError(f"var: {count} elements over dim {dim} of shape {tuple(x.shape)} are too few for correction "
+                         f"{correction}; correction=0 needs only one")
     centred = sub(x, mean(x, dim, keepdim=True))
     return mul(sum(mul(centred, centred), dim, keepdim), 1.0 / (count - correction))
 
@@ -87,8 +101,7 @@ def std(x: Any, dim: Dim = None, keepdim: bool = False, correction: int = 1) -> 
 def amax(x: Any, dim: Dim = None, keepdim: bool = False) -> Any:
     """The largest element over `dim`; equal ones share the gradient evenly."""
     dims, _, dropped = _reduced(x, dim, "amax")
-    if 0 in (x.shape[d] for d in dims):
-        raise ValueError(f"amax: shape {tuple(x.shape)} has no elements over dim {dim}")
+    _not_empty("amax", x, dim, dims)
     out = Amax.apply(x, dims=dims)
     return out if keepdim else reshape(out, dropped)
 
@@ -109,6 +122,7 @@ def min(x: Any, dim: int | None = None, keepdim: bool = False) -> Any:
 
 
 def _extreme(op: str, x: Any, dim: int, keepdim: bool, arg: Any) -> MinMax:
+    check_tensors(op, input=x)
     (dim,) = _dims(op, (dim,), x.ndim)
     index = arg(raw(x), dim, keepdim=True)
     if state.choices is not None:
@@ -129,8 +143,10 @@ def argmin(x: Any, dim: int | None = None, keepdim: bool = False) -> Any:
 
 def _arg(op: str, x: Any, dim: int | None, keepdim: bool) -> Any:
     dims, _, _ = _reduced(x, dim, op)
-    if 0 in (x.shape[d] for d in dims):
-        raise ValueError(f"{op}: shape {tuple(x.shape)} has no elements over dim {dim}")
+    _not_empty(op, x, dim, dims)
+    if dim is not None and len(dims) != 1:
+        raise ValueError(f"{op}: dim {dim} names {len(dims)} dimensions of shape {tuple(x.shape)}, expected one; give "
+                         "None for all of them")
     axis = None if dim is None else dims[0]
     return _plain(x, getattr(raw(x), op)(axis=axis, keepdims=keepdim))
 
@@ -158,7 +174,10 @@ class LogSoftmax(Function):
 
 def log_softmax(x: Any, dim: int) -> Any:
     """log(exp(x) / sum(exp(x))) over `dim`, without overflow."""
+    check_tensors("log_softmax", input=x)
     (dim,) = _dims("log_softmax", (dim,), x.ndim)
+    _floats("log_softmax", x)
+    _not_empty("log_softmax", x, dim, (dim,))
     return LogSoftmax.apply(x, dim=dim)
 
 
@@ -170,6 +189,8 @@ def softmax(x: Any, dim: int) -> Any:
 def logsumexp(x: Any, dim: Dim, keepdim: bool = False) -> Any:
     """log(sum(exp(x))) over `dim`, without overflow."""
     dims, kept, dropped = _reduced(x, dim, "logsumexp")
+    _floats("logsumexp", x)
+    _not_empty("logsumexp", x, dim, dims)
     xp, top = array_module(raw(x)), raw(x).max(axis=dims, keepdims=True)
     top = xp.where(xp.isfinite(top), top, 0.0)  # inf - inf would be nan where all, or one, is infinite
     out = log(sum(exp(sub(x, top)), dim, keepdim=True))

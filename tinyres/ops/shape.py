@@ -11,6 +11,7 @@ import numpy as np
 
 from tinyres.kernels import layout
 from tinyres.kernels.layout import array_module
+from tinyres.operands import alike, check_tensors, whole_numbers
 from tinyres.ops.elementwise import raw
 from tinyres.tensor import Function, Tensor
 
@@ -52,7 +53,11 @@ class GetItem(Function):
 
     def forward(self, x: Any, *, index: Any) -> Any:
         self.input_shape = x.shape
-        return x[index]
+        try:
+            return x[index]
+        except IndexError as error:
+            raise IndexError(f"getitem: shape {x.shape}: {error}; index with integers in range, slices, None, or masks "
+                             "of the dimensions' lengths") from error
 
     def backward(self, grad: Any) -> Any:
         return put(grad, self.params["index"], self.input_shape)
@@ -123,10 +128,10 @@ class Concat(Function):
 
     def forward(self, *xs: Any, dim: int) -> Any:
         self.ends = np.cumsum([x.shape[dim] for x in xs]).tolist()
-        xp = array_module(xs[0])
+        arrays, xp = alike(xs), array_module(xs[0])
         if xs[0].ndim != 4:
-            return xp.concatenate(xs, axis=dim)
-        joined = xp.concatenate([x.transpose(0, 2, 3, 1) for x in xs], axis=(0, 3, 1, 2)[dim])
+            return xp.concatenate(arrays, axis=dim)
+        joined = xp.concatenate([a.transpose(0, 2, 3, 1) for a in arrays], axis=(0, 3, 1, 2)[dim])
         return layout.channels_last(layout.nchw(joined))
 
     def backward(self, grad: Any) -> Any:
@@ -152,9 +157,12 @@ def _selects_once(index: Any) -> bool:
 
 
 def _dims(name: str, dims: Sequence[int], ndim: int) -> tuple[int, ...]:
+    """Each dim as a number from 0 on. Raises TypeError for what is no integer, IndexError out of range."""
+    dims = whole_numbers(name, "dim", dims)
     for d in dims:
         if not -ndim <= d < ndim:
-            raise IndexError(f"{name}: dim {d} is out of range for {ndim} dimensions (from {-ndim} to {ndim - 1})")
+            where = f" (from {-ndim} to {ndim - 1})" if ndim else ": it is a single number; give it one with reshape(1)"
+            raise IndexError(f"{name}: dim {d} is out of range for {ndim} dimensions{where}")
     return tuple(d % ndim for d in dims)
 
 
@@ -165,18 +173,21 @@ def reshape(x: Any, *shape: Any) -> Any:
     """
     if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
         shape = tuple(shape[0])
+    check_tensors("reshape", input=x)
+    shape = whole_numbers("reshape", "each length", shape)
     known = math.prod(n for n in shape if n != -1)
     count = math.prod(x.shape)
     if (shape.count(-1) > 1 or any(n < -1 for n in shape) or (known == 0 and -1 in shape)
             or (count % known if -1 in shape else count != known)):
         raise ValueError(f"reshape: {count} elements of shape {tuple(x.shape)} do not fit into {tuple(shape)}; the "
                          "lengths must multiply to that count, and one of them may be -1")
-    shape = tuple(count // known if n == -1 else int(n) for n in shape)
+    shape = tuple(count // known if n == -1 else n for n in shape)
     return x if shape == x.shape else Reshape.apply(x, shape=shape)
 
 
 def flatten(x: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
     """The dimensions from start_dim to end_dim (included) made one."""
+    check_tensors("flatten", input=x)
     start, end = _dims("flatten", (start_dim, end_dim), max(x.ndim, 1))
     if start > end:
         raise ValueError(f"flatten: start_dim {start_dim} lies behind end_dim {end_dim} in shape {tuple(x.shape)}; "
@@ -186,12 +197,14 @@ def flatten(x: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
 
 def unsqueeze(x: Any, dim: int) -> Any:
     """x with a new dimension of length 1 before `dim`."""
+    check_tensors("unsqueeze", input=x)
     (dim,) = _dims("unsqueeze", (dim,), x.ndim + 1)
     return reshape(x, (*x.shape[:dim], 1, *x.shape[dim:]))
 
 
 def squeeze(x: Any, dim: int | None = None) -> Any:
     """x without its dimensions of length 1, or without `dim` if that has length 1."""
+    check_tensors("squeeze", input=x)
     drop = range(x.ndim) if dim is None else _dims("squeeze", (dim,), x.ndim)
     return reshape(x, tuple(n for i, n in enumerate(x.shape) if not (i in drop and n == 1)))
 
@@ -200,6 +213,7 @@ def permute(x: Any, *dims: Any) -> Any:
     """The dimensions of x in the order `dims`; a view. Raises ValueError unless each appears once."""
     if len(dims) == 1 and isinstance(dims[0], (tuple, list)):
         dims = tuple(dims[0])
+    check_tensors("permute", input=x)
     order = _dims("permute", dims, x.ndim)
     if sorted(order) != list(range(x.ndim)):
         raise ValueError(f"permute: dims {dims} must name each of the {x.ndim} dimensions of shape {x.shape} once")
@@ -208,6 +222,7 @@ def permute(x: Any, *dims: Any) -> Any:
 
 def transpose(x: Any, dim0: int = -2, dim1: int = -1) -> Any:
     """x with two dimensions exchanged; a view."""
+    check_tensors("transpose", input=x)
     a, b = _dims("transpose", (dim0, dim1), x.ndim)
     order = list(range(x.ndim))
     order[a], order[b] = b, a
@@ -234,6 +249,7 @@ def put(values: Any, index: Any, shape: tuple[int, ...]) -> Any:
 
 def gather(x: Any, dim: int, index: Any) -> Any:
     """The elements of x at `index` (integers, as many dimensions as x) along `dim`."""
+    check_tensors("gather", input=x, index=index)
     (dim,) = _dims("gather", (dim,), x.ndim)
     index = raw(index)
     if index.dtype.kind not in "iu":
@@ -241,6 +257,14 @@ def gather(x: Any, dim: int, index: Any) -> Any:
     if index.ndim != x.ndim:
         raise ValueError(f"gather: index {index.shape} must have as many dimensions as the input {tuple(x.shape)}; "
                          "reshape it")
+    beside = [i for i, (n, m) in enumerate(zip(index.shape, x.shape, strict=True)) if i != dim and n not in (1, m)]
+    if beside:
+        raise ValueError(f"gather: index {index.shape} and input {tuple(x.shape)} differ in dim {beside[0]}; only dim "
+                         f"{dim}, along which is gathered, may differ")
+    length = x.shape[dim]
+    if index.size and not -length <= int(index.min()) <= int(index.max()) < length:
+        raise IndexError(f"gather: index holds {int(index.min())} to {int(index.max())}, but dim {dim} of the input "
+                         f"{tuple(x.shape)} has the positions 0 to {length - 1}")
     return Gather.apply(x, dim=dim, index=index)
 
 
@@ -248,13 +272,19 @@ def pad(x: Any, widths: Sequence[int], value: float = 0.0) -> Any:
     """x with `value` around it. widths counts from the last dimension backwards, (left, right, top, bottom, ...), as in
     torch.nn.functional.pad; a negative width crops. Raises ValueError for an odd number of widths, too many of them, or
     where they crop all there is."""
+    check_tensors("pad", input=x)
+    widths = whole_numbers("pad", "each width", widths if isinstance(widths, (tuple, list)) else (widths,))
     if len(widths) % 2 or len(widths) > 2 * x.ndim:
-        raise ValueError(f"pad: widths {tuple(widths)} must be pairs, at most one per dimension of shape {x.shape}")
+        raise ValueError(f"pad: widths {widths} must be pairs, at most one per dimension of shape {tuple(x.shape)}: "
+                         "(left, right) or (left, right, top, bottom)")
+    if raw(x).dtype.kind != "f" and value != int(value):
+        raise TypeError(f"pad: the value {value} does not fit into a tensor of {raw(x).dtype}; convert that first with "
+                        "astype('float32')")
     before, after = [0] * x.ndim, [0] * x.ndim
     for i in range(len(widths) // 2):
-        before[-1 - i], after[-1 - i] = int(widths[2 * i]), int(widths[2 * i + 1])
+        before[-1 - i], after[-1 - i] = widths[2 * i], widths[2 * i + 1]
     if any(max(0, -b) + max(0, -a) >= n for b, a, n in zip(before, after, x.shape, strict=True) if b < 0 or a < 0):
-        raise ValueError(f"pad: widths {tuple(widths)} crop away all of shape {tuple(x.shape)}; crop less")
+        raise ValueError(f"pad: widths {widths} crop away all of shape {tuple(x.shape)}; crop less")
     if any(b < 0 for b in (*before, *after)):
         crop = tuple(slice(max(0, -b), n - max(0, -a)) for b, a, n in zip(before, after, x.shape, strict=True))
         x = getitem(x, crop)
@@ -269,7 +299,8 @@ def concat(xs: Sequence[Any], dim: int = 0) -> Any:
     """Arrays or Tensors joined along `dim`. Raises ValueError unless all other lengths are equal."""
     xs = list(xs)
     if not xs:
-        raise ValueError("concat: got no tensors")
+        raise ValueError("concat: got no tensors, expected at least one")
+    check_tensors("concat", **{f"input {i}": x for i, x in enumerate(xs)})
     (dim,) = _dims("concat", (dim,), xs[0].ndim)
     rests = {(*x.shape[:dim], *x.shape[dim + 1:]) for x in xs}
     if len(rests) > 1 or len({x.ndim for x in xs}) > 1:
@@ -279,6 +310,7 @@ def concat(xs: Sequence[Any], dim: int = 0) -> Any:
 
 def stack(xs: Sequence[Any], dim: int = 0) -> Any:
     """Arrays or Tensors of one shape joined along a new dimension `dim`."""
+    check_tensors("stack", **{f"input {i}": x for i, x in enumerate(xs)})
     if len({tuple(x.shape) for x in xs}) != 1:
         raise ValueError(f"stack: shapes {', '.join(str(tuple(x.shape)) for x in xs)} must be equal, and at least one")
     return concat([unsqueeze(x, dim) for x in xs], _dims("stack", (dim,), xs[0].ndim + 1)[0])
@@ -288,7 +320,8 @@ def split(x: Any, size: int | Sequence[int], dim: int = 0) -> tuple[Any, ...]:
     """x cut along `dim` into pieces of length `size` (the last may be shorter), or of the lengths in `size`."""
     (dim,) = _dims("split", (dim,), x.ndim)
     total = x.shape[dim]
-    if isinstance(size, int):
+    if not isinstance(size, (tuple, list)):
+        (size,) = whole_numbers("split", "size", (size,))
         if size < 1:
             raise ValueError(f"split: size must be at least 1, got {size}")
         size = [min(size, total - start) for start in range(0, total, size)]

@@ -1,0 +1,245 @@
+"""What `tinyres doctor` looks at: the installation, here, and the machine, BLAS and the GPU in files of their own.
+
+A probe is a function that returns findings. Each is guarded: one that fails tells so and the others go on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tinyres.analysis import blas, gpu, machine
+from tinyres.analysis.finding import NOTE, PROBLEM, Finding, guarded
+
+PACKAGE = "tinyres"
+COMPILER = {"Debian": "sudo apt-get install g++", "Fedora": "sudo dnf install gcc-c++", "Arch": "sudo pacman -S gcc",
+            "Alpine": "sudo apk add g++", "SUSE": "sudo zypper install gcc-c++", "Darwin": "xcode-select --install",
+            "Windows": "winget install BrechtSanders.WinLibs.POSIX.UCRT"}
+FAMILIES = {"debian": "Debian", "ubuntu": "Debian", "fedora": "Fedora", "rhel": "Fedora", "centos": "Fedora",
+            "arch": "Arch", "alpine": "Alpine", "suse": "SUSE", "opensuse": "SUSE"}
+
+
+def examine() -> Iterator[Finding]:
+    """All findings, in the order in which they are told."""
+    for name, probe in PROBES:
+        yield from guarded(name, probe)
+
+
+# --- the installation -------------------------------------------------------------------------------------------------
+
+
+def python() -> list[Finding]:
+    words = f"{platform.python_version()} ({platform.python_implementation()}, {platform.system()}), {sys.executable}"
+    return [Finding("Python", words, facts={"version": platform.python_version()})]
+
+
+def packages() -> list[Finding]:
+    """The packages that tinyres needs, and those of its extras."""
+    version, where = importlib.import_module(PACKAGE).__version__, Path(__file__).parents[1]
+    try:
+        wanted = importlib.metadata.requires(PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError:
+        return [Finding("tinyres", f"{version} in {where}, not installed: which packages it needs is unknown", NOTE,
+                        "pip install -e .")]
+    bad, extras = judge_requirements(wanted)
+    words = f"{version} in {where}"
+    facts = {"version": version, "extras": extras}
+    if bad:
+        names = ", ".join(bad.values())
+        needs = " ".join(f'"{name}"' for name in bad)
+        return [Finding("tinyres", f"{words}, but {names}", PROBLEM, f"pip install {needs}", facts)]
+    there = " ".join(name for name, missing in extras.items() if not missing) or "none"
+    absent = [name for name, missing in extras.items() if missing]
+    more = f'; others by pip install "tinyres[NAME]": {" ".join(absent)}' if absent else ""
+    return [Finding("tinyres", words, facts=facts), Finding("extras", f"installed: {there}{more}")]
+
+
+def judge_requirements(wanted: list[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Read the requirements of a package's metadata, like 'numpy>=2.1.2' or 'onnx; extra == "onnx"'.
+
+    Returns {requirement: what is wrong} of those always needed, and {extra: [names that are missing]}.
+    """
+    bad: dict[str, str] = {}
+    extras: dict[str, list[str]] = {}
+    for text in wanted:
+        requirement, _, condition = (part.strip() for part in text.partition(";"))
+        name = re.split(r"[^A-Za-z0-9._-]", requirement)[0]
+        extra = re.search(r"extra\s*==\s*[\"']([^\"']+)", condition)
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            version = None
+        if extra:
+            extras.setdefault(extra[1], []).extend([] if version else [name])
+            continue
+        least = re.search(r">=\s*([0-9.]+)", requirement)
+        if version is None:
+            bad[requirement] = f"{name} is missing"
+        elif least and _numbers(version) < _numbers(least[1]):
+            bad[requirement] = f"{name} is {version}, older than {least[1]}"
+    return bad, extras
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """"2.1.2rc1" -> (2, 1, 2)"""
+    return tuple(int(digits[0]) for part in version.split(".") if (digits := re.match(r"[0-9]+", part)))
+
+
+# --- Numba ------------------------------------------------------------------------------------------------------------
+
+
+def numba() -> list[Finding]:
+    """Numba compiles a function; and where the compiled kernels are kept."""
+    try:
+        import numba as found
+        from llvmlite import __version__ as llvmlite
+        from llvmlite import binding
+    except Exception as error:
+        return [Finding("Numba", f"cannot be imported: {type(error).__name__}: {error}", PROBLEM,
+                        "pip install --force-reinstall numba")]
+    words = f"{found.__version__}, llvmlite {llvmlite}, for {binding.get_host_cpu_name()}"
+    facts = {"version": found.__version__, "llvmlite": llvmlite, "cpu": binding.get_host_cpu_name()}
+    if found.config.DISABLE_JIT:
+        return [Finding("Numba", f"{words}; NUMBA_DISABLE_JIT is set, so kernels are interpreted: some 1000 times "
+                        "slower", NOTE, "unset NUMBA_DISABLE_JIT", facts)]
+    narrowed = [name for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES") if os.environ.get(name)]
+    if narrowed:
+        return [Finding("Numba", f"{words}; {narrowed[0]}={os.environ[narrowed[0]]} decides for which processor it "
+                        "compiles", NOTE, f"unset {' '.join(narrowed)}", facts)]
+    try:
+        answer = found.njit(lambda number: number + 1)(1)
+    except Exception as error:
+        return [Finding("Numba", f"{words}, cannot compile: {type(error).__name__}: {error}", PROBLEM,
+                        "pip install --force-reinstall numba llvmlite", facts)]
+    if answer != 2:
+        return [Finding("Numba", f"{words}, compiles wrongly: 1 + 1 gives {answer}", PROBLEM,
+                        "pip install --force-reinstall numba llvmlite", facts)]
+    return [Finding("Numba", f"{words}; its own threads and SVML are not used", facts=facts)]
+
+
+def kernel_cache() -> list[Finding]:
+    """Where compiled kernels are kept, so that only the first process waits for them."""
+    from tinyres.kernels.cpu import norm
+
+    kernel = getattr(norm.stats, "stats", None)  # a plain function where Numba is switched off
+    return [cache_finding(getattr(kernel, "cache_path", None), os.environ.get("NUMBA_CACHE_DIR", ""))]
+
+
+def cache_finding(path: str | None, asked: str) -> Finding:
+    """Judge the folder of Numba's cache, and whether it is where $NUMBA_CACHE_DIR asked."""
+    facts = {"path": path, "NUMBA_CACHE_DIR": asked or None}
+    if path is None:
+        return Finding("kernel cache", "no folder for compiled kernels can be written, so every process compiles them "
+                       "again", NOTE, f"export NUMBA_CACHE_DIR={Path('~/.cache/numba').expanduser()}", facts)
+    kept = list(Path(path).glob("*.nbc"))
+    size = sum(file.stat().st_size for file in kept)
+    words = f"{len(kept)} compiled kernels, {size / 2**20:.1f} MiB in {path}" if kept else \
+        f"nothing in {path} yet: the first run compiles"
+    if asked and not Path(path).absolute().is_relative_to(Path(asked).absolute()):
+        return Finding("kernel cache", f"{words}; NUMBA_CACHE_DIR={asked} cannot be written", NOTE,
+                       "unset NUMBA_CACHE_DIR", facts)
+    return Finding("kernel cache", words, facts=facts)
+
+
+# --- what else is of use ----------------------------------------------------------------------------------------------
+
+
+def compiler() -> list[Finding]:
+    """A C++ compiler, which only the emulator of CUDA kernels needs."""
+    name = os.environ.get("CXX") or "g++"
+    program = shutil.which(name)
+    if program is None:
+        return [Finding("C++ compiler", f"no {name}; only the emulator of CUDA kernels needs one", NOTE,
+                        COMPILER.get(system_family(), "install GCC"))]
+    done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10)
+    if done.returncode != 0:
+        return [Finding("C++ compiler", f"{program} does not run (status {done.returncode}); only the emulator of CUDA "
+                        "kernels needs one", NOTE, COMPILER.get(system_family(), "install GCC"))]
+    return [Finding("C++ compiler", f"{done.stdout.splitlines()[0]}, {program}")]
+
+
+def system_family(release: Path = Path("/etc/os-release")) -> str:
+    """By what packages are installed: the system's family, Debian, Fedora, ..., Darwin, Windows; "" if unknown."""
+    if platform.system() != "Linux":
+        return platform.system()
+    try:
+        lines = dict(line.partition("=")[::2] for line in release.read_text().splitlines())
+    except OSError:
+        return ""
+    names = " ".join(lines.get(key, "").strip('"') for key in ("ID", "ID_LIKE")).lower().replace("-", " ").split()
+    return next((FAMILIES[name] for name in names if name in FAMILIES), "")
+
+
+def digits() -> list[Finding]:
+    from tinyres import data
+
+    try:
+        count = len(data.digits("train")) + len(data.digits("test"))
+    except Exception as error:
+        return [Finding("digits", f"the embedded images cannot be read: {error}", PROBLEM,
+                        "pip install --force-reinstall tinyres")]
+    return [Finding("digits", f"embedded, {count:,} images")]
+
+
+def data_sets() -> list[Finding]:
+    """Where the other data sets were found; their content is what `tinyres data check` looks at."""
+    from tinyres.data import cifar, cifar_formats
+    from tinyres.data.fashion import find as find_fashion
+
+    variable = os.environ.get(cifar.VARIABLE, "")
+    found = []
+    if variable and not Path(variable).expanduser().exists():
+        found.append(Finding("data", f"{cifar.VARIABLE}={variable} is not there", NOTE, f"unset {cifar.VARIABLE}"))
+    finders: dict[str, Callable[[], Path]] = {
+        "cifar10": lambda: cifar.find(cifar_formats.CIFAR10), "cifar100": lambda: cifar.find(cifar_formats.CIFAR100),
+        "fashion": find_fashion}
+    for name, find in finders.items():
+        found += guarded(name, lambda name=name, find=find: [_data_finding(name, find)])  # type: ignore[misc]
+    return found
+
+
+def _data_finding(name: str, find: Callable[[], Path]) -> Finding:
+    try:
+        path = find()
+    except FileNotFoundError:
+        return Finding(name, "not found", NOTE, f"tinyres data fetch {name}", {"path": None})
+    return Finding(name, str(path), facts={"path": str(path)})
+
+
+def data_cache() -> list[Finding]:
+    """Where fetched data sets are kept."""
+    from tinyres.data.cache import CACHE_VARIABLE, cache_folder
+
+    folder = cache_folder()
+    facts = {"path": str(folder)}
+    if not machine.writable(folder):
+        return [Finding("data cache", f"{folder} cannot be written: nothing can be fetched into it", NOTE,
+                        f"export {CACHE_VARIABLE}=FOLDER", facts)]
+    return [Finding("data cache", f"{folder}{'' if folder.exists() else ', made when it is needed'}", facts=facts)]
+
+
+PROBES: tuple[tuple[str, Callable[[], list[Finding]]], ...] = (
+    ("Python", python),
+    ("tinyres", packages),
+    ("processor", machine.processor),
+    ("threads", machine.cores),
+    ("memory", machine.memory),
+    ("NumPy", blas.numpy_and_blas),
+    ("product", blas.matrix_product),
+    ("Numba", numba),
+    ("kernel cache", kernel_cache),
+    ("GPU", gpu.driver_and_cupy),
+    ("C++ compiler", compiler),
+    ("digits", digits),
+    ("data", data_sets),
+    ("data cache", data_cache),
+    ("disk", machine.disk),
+)

@@ -1,0 +1,138 @@
+"""Arrays from .npy and .npz files, read without trusting their headers: Python objects never, no room before checks.
+
+NumPy's own reader takes a header's word for how many bytes will follow. Here the file must have exactly so many; in an
+.npz, a zip archive of .npy files, so must the member, and it may not unpack to more than images ever do.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from tinyres.data.bounds import SizeError, check_shrinkage, check_size
+
+MAGIC = b"\x93NUMPY"
+FIX = "Write it again with numpy.save or numpy.savez, from arrays of numbers"
+MOST_MEMBERS = 1_000
+LONGEST_HEADER = 10_000
+UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError)
+
+
+class ArraysError(ValueError):
+    """A file of arrays that is damaged, hostile, or holds something else than arrays of numbers or texts."""
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """The array in an .npy file. Raises ArraysError, naming the file, what was found and what was expected."""
+    if not path.is_file():
+        raise ArraysError(f"{path} is a folder or a device, expected a plain file")
+    with open(path, "rb") as file:
+        return _read_array(str(path), file, os.fstat(file.fileno()).st_size)
+
+
+def names_in_npz(path: Path) -> list[str]:
+    """The names of the arrays in an .npz file. Raises ArraysError as `read_npz` does."""
+    with _opened(path) as archive:
+        return list(_members(path, archive))
+
+
+def read_npz(path: Path, name: str) -> np.ndarray:
+    """The array of this name in an .npz file.
+
+    Raises ArraysError, naming file and array, what was found and what was expected: no such archive, a truncated one,
+    a checksum that is wrong, the array missing or there twice, Python objects. Raises SizeError for more bytes than
+    images pack to.
+    """
+    where = f"{path}: {name}"
+    with _opened(path) as archive:
+        members = _members(path, archive)
+        if name not in members:
+            raise ArraysError(f"{path} has no array {name}, expected one; it holds {', '.join(members) or 'nothing'}")
+        member = members[name]
+        try:
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ArraysError(f"{where} is packed by method {member.compress_type}, expected deflate. {FIX}")
+            check_shrinkage(where, member.file_size, min(member.compress_size, path.stat().st_size),
+                            "If it is real, store it unpacked with numpy.savez")
+            with archive.open(member) as file:
+                return _read_array(where, file, member.file_size)
+        except (ArraysError, SizeError):
+            raise
+        except UNREADABLE as error:
+            raise ArraysError(f"{where} cannot be read: {error}. {FIX}") from error
+
+
+def _opened(path: Path) -> zipfile.ZipFile:
+    if not path.is_file():
+        raise ArraysError(f"{path} is a folder or a device, expected a plain file")
+    try:
+        return zipfile.ZipFile(path)
+    except UNREADABLE as error:
+        raise ArraysError(f"{path} ({path.stat().st_size:,} bytes) cannot be read as .npz: {error}. It is truncated, "
+                          f"damaged or another kind of file. {FIX}") from error
+
+
+def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The .npy files in a zip archive, by their names without that ending."""
+    found: dict[str, zipfile.ZipInfo] = {}
+    for count, member in enumerate(archive.infolist()):
+        name = member.filename.removesuffix(".npy")
+        if name in found or count == MOST_MEMBERS:
+            what = f"{name} twice, expected once" if name in found else f"more than {MOST_MEMBERS:,} arrays"
+            raise ArraysError(f"{path} holds {what}. {FIX}")
+        if member.filename.endswith(".npy"):
+            found[name] = member
+    return found
+
+
+def _read_array(where: str, file: IO[bytes], length: int) -> np.ndarray:
+    """The array in the `length` bytes of an .npy file: header, then exactly its values."""
+    if file.read(len(MAGIC)) != MAGIC:
+        raise ArraysError(f"{where} is no .npy file: it does not begin with \\x93NUMPY. {FIX}")
+    shape, fortran, dtype = _header(where, file)
+    if dtype.kind not in "biufU" or dtype.itemsize == 0:
+        what = "Python objects, which are never loaded" if dtype.hasobject else f"values of type {dtype}"
+        raise ArraysError(f"{where} holds {what}, expected numbers. {FIX}")
+    if min(shape, default=1) < 0:
+        raise ArraysError(f"{where} has the shape {shape} by its header, expected sizes of at least 0. {FIX}")
+    claimed = math.prod(shape) * dtype.itemsize
+    room = length - file.tell()
+    if claimed != room:
+        raise ArraysError(f"{where} has {room:,} bytes of values, expected {claimed:,} for {dtype} {shape} by its "
+                          f"header: it is truncated, has bytes behind its end, or its header is wrong. {FIX}")
+    check_size(where, claimed, "Use fewer or smaller images")
+    content = file.read(claimed)
+    if len(content) != claimed:
+        raise ArraysError(f"{where} has {len(content):,} bytes of values, expected {claimed:,}: it is truncated. {FIX}")
+    if dtype.kind == "U":
+        points = np.frombuffer(content, dtype.byteorder.replace("|", "=") + "u4")
+        if ((points > 0x10FFFF) | (points >> 11 == 0xD800 >> 11)).any():
+            raise ArraysError(f"{where} holds texts with characters that are none, expected Unicode. {FIX}")
+    array = np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+    return array.astype(dtype.newbyteorder("="), copy=False)
+
+
+def _header(where: str, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether the first index runs fastest, and dtype. NumPy parses the text, once its length is checked."""
+    from numpy.lib import format as npy
+
+    version = tuple(file.read(2))
+    if version not in ((1, 0), (2, 0)):
+        raise ArraysError(f"{where} has version {version} of the .npy format, expected (1, 0) or (2, 0). {FIX}")
+    read, width = (npy.read_array_header_1_0, 2) if version == (1, 0) else (npy.read_array_header_2_0, 4)
+    length = file.read(width)
+    if int.from_bytes(length, "little") > LONGEST_HEADER:
+        raise ArraysError(f"{where} has a header of {int.from_bytes(length, 'little'):,} bytes, expected at most "
+                          f"{LONGEST_HEADER:,}. {FIX}")
+    text = file.read(int.from_bytes(length, "little"))
+    try:
+        return read(io.BytesIO(length + text))
+    except Exception as error:  # NumPy has it parsed as Python: damaged, it fails in many ways
+        raise ArraysError(f"{where} has a damaged header: {error}. {FIX}") from error
