@@ -91,6 +91,8 @@ def cifar_archive() -> Reader:
     members = [inputs.tar_member(f"{wanted.folder}/{name}", content) for name, content in files.items()]
     tar = b"".join(members) + bytes(1024)
     long = [inputs.tar_member("x", b"", kind, BOMB << 20) for kind in (b"x", b"g", b"L", b"K", b"0")]
+    extended = bytearray(inputs.tar_member("x", b"", b"S"))  # an old sparse file, whose map goes on and ends early
+    extended[482] = 1
     sparse = inputs.pax(("GNU.sparse.major", "1"), ("GNU.sparse.minor", "0"), ("GNU.sparse.realsize", "9"))
     attacks = [
         *(inputs.gzip_bomb(start, BOMB) for start in long),
@@ -98,7 +100,7 @@ def cifar_archive() -> Reader:
         inputs.gzip_bomb(inputs.pax(("comment", "x")) * 60_000, 1),
         sparse + inputs.tar_member("x", b"1000000\n" + b"1\n" * 100),
         sparse + inputs.tar_member("x", b"9" * 5000 + b"\n"),
-        inputs.tar_member("x", b"", b"S") + bytes(512),
+        inputs.tar_member("x", b"", b"S") + bytes(512), inputs.tar_checksum(extended) + bytes(3),
         inputs.pax(("size", str(2**62))) + tar, inputs.pax(("size", "-512")) + inputs.tar_member("x", b"") + tar,
         inputs.pax(("path", "../" * 9 + "x")) + tar,
     ]

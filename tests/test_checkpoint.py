@@ -98,6 +98,25 @@ def test_damaged_checkpoints_are_refused(tmp_path, damage, message):
         checkpoint.load_checkpoint(tmp_path, model, optimizer)
 
 
+@pytest.mark.parametrize("content", [b"", b"\xa2", b'{"format": "tiny', None])
+def test_a_damaged_newest_checkpoint_never_takes_the_place_of_the_one_before_it(tmp_path, content):
+    model, optimizer, _ = trained()
+    for epoch in (1, 2):
+        model.conv1.weight.data[...] = epoch
+        checkpoint.save_checkpoint(tmp_path, model, optimizer, progress={"epoch": epoch})
+    newest = json.loads((tmp_path / checkpoint.CHECKPOINT).read_text())["weights"]["file"]
+    if content is None:
+        (tmp_path / newest).write_bytes(b"damaged")
+    else:
+        (tmp_path / checkpoint.CHECKPOINT).write_bytes(content)
+    kept = (tmp_path / checkpoint.PREVIOUS).read_bytes()
+    model.conv1.weight.data[...] = 3
+    checkpoint.save_checkpoint(tmp_path, model, optimizer, progress={"epoch": 3})
+    assert (tmp_path / checkpoint.PREVIOUS).read_bytes() == kept
+    assert (tmp_path / json.loads(kept)["weights"]["file"]).is_file()
+    assert checkpoint.read_checkpoint(tmp_path)[0]["progress"] == {"epoch": 3}
+
+
 def test_a_folder_without_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no checkpoint\.json"):
         checkpoint.load_checkpoint(tmp_path, network())

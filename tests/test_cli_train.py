@@ -305,6 +305,15 @@ def test_a_config_that_was_damaged(tinyres_command):
     Path("run/config.json").write_text('{"data": "digits"}')
     status, _, err = tinyres_command("train --resume run")
     assert status == 1 and "lacks" in err and "another version" in err and len(err.splitlines()) == 1
+    tinyres_command(f"{QUICK} whole")
+    Path("whole/result.json").unlink()
+    for key, wrong in (("lr", [1]), ("epochs", "3"), ("freeze", None), ("provenance", 1)):
+        config = config_of("whole")
+        Path("run/config.json").write_text(json.dumps(config | {key: wrong}))
+        status, _, err = tinyres_command("train --resume run")
+        assert status == 1 and f"holds no proper {key}: it is damaged" in err and len(err.splitlines()) == 1
+    Path("whole/config.json").write_text(json.dumps(config_of("whole") | {"weight_decay": 0, "lr": 1}))
+    assert tinyres_command("train --resume whole --quiet")[0] == 0
 
 
 def test_choose_is_plain_about_recipes():

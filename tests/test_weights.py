@@ -136,6 +136,8 @@ def test_unknown_networks_are_not_guessed():
 @pytest.mark.parametrize("changes", [
     {"fc.weight": np.zeros(())}, {"layer1.0.conv1.weight": np.zeros(3)}, {"conv1.weight": np.zeros(3)},
     {"layer1.0.conv1.weight": None, "layer1.7.conv1.weight": np.zeros((16, 16, 3, 3))},
+    {"layer1.0.conv1.weight": None, "layer1.00.conv1.weight": np.zeros((16, 16, 3, 3))},
+    {"layer1.0.conv1.weight": None, "layer1.0.conv1.weight\n": np.zeros((16, 16, 3, 3))},
     {f"layer{'9' * 5000}.0.conv1.weight": np.zeros((3, 3))}, {"layer\u0661.0.conv1.weight": np.zeros((3, 3))},
 ])
 def test_names_that_are_nearly_a_networks_do_no_harm(tmp_path, changes):

@@ -7,11 +7,13 @@ The pair before the newest is kept as well, and read if the newest is lost or da
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from tinyres import random
@@ -21,6 +23,9 @@ from tinyres.nn import Module, state_dict
 CHECKPOINT = "checkpoint.json"
 PREVIOUS = "checkpoint-previous.json"
 FORMAT = "tinyres checkpoint 1"
+# What checkpoint.json must hold besides the format and the weights' file and digest.
+KINDS: dict[str, Any] = {"config": dict, "progress": dict, "random": dict, "optimizer": (dict, NoneType),
+                         "schedule": (dict, NoneType)}
 
 
 def save_checkpoint(folder: PathLike, model: Module, optimizer: Any = None, schedule: Any = None,
@@ -53,7 +58,7 @@ def save_checkpoint(folder: PathLike, model: Module, optimizer: Any = None, sche
     folder = Path(folder)
     text = json.dumps(saved, indent=1, allow_nan=False)
     write_atomically(folder / file, content)
-    if (folder / CHECKPOINT).is_file():
+    if _is_whole(folder, CHECKPOINT):  # a damaged one must not take the place of the good one before it
         write_atomically(folder / PREVIOUS, (folder / CHECKPOINT).read_bytes())
     write_atomically(folder / CHECKPOINT, text.encode())
     _remove_others(folder)
@@ -76,9 +81,9 @@ def load_checkpoint(folder: PathLike, model: Module, optimizer: Any = None, sche
         if optimizer is not None:
             optimizer.load_state_dict({"arrays": _below("optimizer.", arrays), "scalars": saved["optimizer"]})
         if average is not None:
-            average.load_state_dict({"arrays": _below("average.", arrays), "scalars": saved["average"]})
+            average.load_state_dict({"arrays": _below("average.", arrays), "scalars": saved.get("average")})
         model.load_state_dict(_below("model.", arrays))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         random.set_state(drawn)
         raise WeightsError(f"checkpoint: {folder} is not of this model, optimizer and schedule: {error}") from error
     return saved["progress"]
@@ -112,6 +117,14 @@ def read_checkpoint(folder: PathLike) -> tuple[dict[str, Any], Arrays]:
         return found
 
 
+def _is_whole(folder: Path, name: str) -> bool:
+    try:
+        _read_pair(folder, name)
+    except (WeightsError, OSError):
+        return False
+    return True
+
+
 def _read_pair(folder: Path, name: str) -> tuple[dict[str, Any], Arrays]:
     path = folder / name
     if not path.is_file():
@@ -119,11 +132,15 @@ def _read_pair(folder: Path, name: str) -> tuple[dict[str, Any], Arrays]:
     try:
         saved = json.loads(path.read_bytes())
         file, digest = saved["weights"]["file"], saved["weights"]["sha256"]
-        missing = {"config", "optimizer", "progress", "random", "schedule"} - set(saved)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise WeightsError(f"checkpoint: {path} cannot be read: {error!r}. It is damaged or no checkpoint") from error
-    if saved.get("format") != FORMAT or missing:
-        what = f"lacks {', '.join(sorted(missing))}" if missing else f"has the format {saved.get('format')!r}"
+        missing = KINDS.keys() - saved.keys()
+        wrong = [key for key, kind in KINDS.items() if key in saved and not isinstance(saved[key], kind)]
+        json.dumps(saved, allow_nan=False)  # as it was written: without NaN, and no number too large
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"checkpoint: {path} cannot be read: {type(error).__name__}({error}). It is damaged or no "
+                           "checkpoint") from error
+    if saved.get("format") != FORMAT or missing or wrong:
+        what = (f"lacks {', '.join(sorted(missing))}" if missing else f"holds no proper {', '.join(wrong)}" if wrong
+                else f"has the format {str(saved.get('format'))[:80]!r}")
         raise WeightsError(f"checkpoint: {path} {what}, expected all of {FORMAT!r}: it is damaged, or of another "
                            "version of tinyres; train anew in another folder")
     if not isinstance(file, str) or Path(file).name != file:
@@ -141,8 +158,10 @@ def _read_pair(folder: Path, name: str) -> tuple[dict[str, Any], Arrays]:
 
 def _remove_others(folder: Path) -> None:
     """Remove the arrays that neither checkpoint names, and what killed processes left half written."""
-    kept = {json.loads((folder / name).read_bytes())["weights"]["file"]
-            for name in (CHECKPOINT, PREVIOUS) if (folder / name).is_file()}
+    kept = set()
+    for name in (CHECKPOINT, PREVIOUS):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # of a damaged one
+            kept.add(json.loads((folder / name).read_bytes())["weights"]["file"])
     for old in (*folder.glob("checkpoint-*.safetensors"), *folder.glob(".checkpoint*.tmp")):
         if old.name not in kept:
             old.unlink(missing_ok=True)

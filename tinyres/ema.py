@@ -52,5 +52,9 @@ class ExponentialMovingAverage:
         if not isinstance(scalars, Mapping) or not {"decay", "count"} <= scalars.keys():
             raise ValueError(f"ExponentialMovingAverage.load_state_dict: expected decay and count, got {scalars}: was "
                              "it saved without an average?")
+        decay, count = scalars["decay"], scalars["count"]
+        if not isinstance(decay, float) or not 0 < decay < 1 or not isinstance(count, int) or count < 0:
+            raise ValueError(f"ExponentialMovingAverage.load_state_dict: decay is {decay!r} and count {count!r}, "
+                             "expected a number between 0 and 1 and a count of steps: was it changed by hand?")
         self.model.load_state_dict(saved["arrays"])
-        self.decay, self.count = float(scalars["decay"]), int(scalars["count"])
+        self.decay, self.count = decay, count

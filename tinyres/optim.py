@@ -27,6 +27,8 @@ class SGD(Optimizer):
     """Stochastic gradient descent with momentum, as in PyTorch: g = grad + weight_decay p; v = momentum v + g;
     p -= lr v, or with `nesterov` p -= lr (g + momentum v) (Sutskever et al. 2013)."""
 
+    keeps = ("momentum_buffer",)
+
     def __init__(self, parameters: Iterable[Any], lr: float = 1e-3, momentum: float = 0.0, weight_decay: float = 0.0,
                  nesterov: bool = False):
         super().__init__(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
@@ -55,6 +57,8 @@ class SGD(Optimizer):
 
 class Adam(Optimizer):
     """Adam (Kingma & Ba 2015, algorithm 1), weight decay added to the gradient, as in PyTorch."""
+
+    keeps = ("step", "exp_avg", "exp_avg_sq")
 
     def __init__(self, parameters: Iterable[Any], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999),
                  eps: float = 1e-8, weight_decay: float = 0.0):

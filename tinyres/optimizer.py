@@ -39,9 +39,12 @@ class Optimizer:
     """Base of the optimizers: parameters in groups with options, state per parameter, step().
 
     parameters: an iterable of leaf Tensors, of (name, Tensor) pairs, or of groups {"params": iterable, option: value}.
-    A subclass checks its options in `check(group)` and writes the rule as `update(p, grad, group, state)` on arrays.
+    A subclass checks its options in `check(group)` and writes the rule as `update(p, grad, group, state)` on arrays;
+    `keeps` are the names in a parameter's state, None if a state that is loaded may have any.
     Raises ValueError for no parameters, one given twice or an option out of range; TypeError for other than leaves.
     """
+
+    keeps: tuple[str, ...] | None = None
 
     def __init__(self, parameters: Iterable[Any], **defaults: Any):
         self.defaults = defaults
@@ -240,10 +243,21 @@ class Optimizer:
         for p, name in zip(params, scalars["names"], strict=True):
             if name and getattr(p, "name", None) and name != p.name:  # type: ignore[attr-defined]
                 yield f"the state has {name} where this optimizer has {_label(p)}"
-        for key, value in arrays.items():
-            p = params[int(key.split(".")[0])]
-            if value.shape != p.shape:
-                yield f"{key} ({_label(p)}) has shape {value.shape}, expected {tuple(p.shape)}"
+        kept: dict[int, set[str]] = {}
+        for key, value in (*arrays.items(), *scalars["counters"].items()):
+            position, name = key.split(".")
+            i = int(position)
+            if not 0 <= i < len(params):
+                yield f"it has {key} of {len(params)} parameters"
+                continue
+            kept.setdefault(i, set()).add(name)
+            if key in arrays and value.shape != params[i].shape:
+                yield f"{key} ({_label(params[i])}) has shape {value.shape}, expected {tuple(params[i].shape)}"
+            if key not in arrays and not (isinstance(value, int) and 0 <= value < 2**63):
+                yield f"{key} ({_label(params[i])}) is {value!r}, expected a count of steps"
+        for i, names in kept.items():
+            if self.keeps is not None and names != set(self.keeps):
+                yield f"of {_label(params[i])} it has {', '.join(sorted(names))}, expected {', '.join(self.keeps)}"
 
 
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:

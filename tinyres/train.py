@@ -74,7 +74,7 @@ def train(model: Module, loader: Loader, optimizer: Optimizer, epochs: int | Non
     if (epochs is None) == (iterations is None):
         raise ValueError(f"train: give epochs or iterations, one of them, got {epochs} and {iterations}")
     total = iterations if iterations is not None else (epochs or 0) * len(loader)
-    at, log = _begin(model, optimizer, schedule, average, out, resume)
+    at, log = _begin(model, loader, optimizer, schedule, average, out, resume)
 
     def save() -> None:
         if out is not None:
@@ -131,8 +131,8 @@ def train(model: Module, loader: Loader, optimizer: Optimizer, epochs: int | Non
     return log.rows
 
 
-def _begin(model: Module, optimizer: Optimizer, schedule: Schedule | None, average: ExponentialMovingAverage | None,
-           out: PathLike | None, resume: bool) -> tuple[Progress, Log]:
+def _begin(model: Module, loader: Loader, optimizer: Optimizer, schedule: Schedule | None,
+           average: ExponentialMovingAverage | None, out: PathLike | None, resume: bool) -> tuple[Progress, Log]:
     """Where to start and the rows so far: at the beginning, or with `resume` where the folder's checkpoint is."""
     if not resume:
         with _writing(out):
@@ -149,8 +149,9 @@ def _begin(model: Module, optimizer: Optimizer, schedule: Schedule | None, avera
     saved = load_checkpoint(out, model, optimizer, schedule, average)
     try:
         at, rows = Progress(**saved["at"]), [dict(row) for row in saved["log"]]
-        if not all(isinstance(value, type(was)) for value, was in zip(astuple(at), astuple(Progress()), strict=True)):
-            raise TypeError(f"{at}")
+        kinds = [type(value) for value in astuple(Progress())]
+        if [type(value) for value in astuple(at)] != kinds or min(astuple(at)) < 0 or at.batch >= len(loader):
+            raise TypeError(f"{at}, of {len(loader)} batches an epoch")
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"train: the checkpoint in {out} does not say where the run is: {error!r}") from error
     with _writing(out):

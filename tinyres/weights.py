@@ -56,14 +56,14 @@ def identify(arrays: Mapping[str, Any]) -> Architecture | None:
     """Which ResNet a state dict (name -> array) belongs to; None if its names are not those of one."""
     stages: dict[int, set[int]] = {}
     for name, array in arrays.items():
-        if found := re.match(r"layer([1-9])\.([0-9]{1,3})\.conv1\.weight$", name):
+        if found := re.fullmatch(r"layer([1-9])\.(0|[1-9][0-9]{0,2})\.conv1\.weight", name):
             stages.setdefault(int(found[1]), set()).add(int(found[2]))
             if array.ndim != 4:
                 return None
     stem, head = arrays.get("conv1.weight"), arrays.get("fc.weight")
     if not stages or stem is None or head is None or stem.ndim != 4 or head.ndim != 2:
         return None
-    if any(blocks != set(range(len(blocks))) for blocks in stages.values()):
+    if set(stages) != set(range(1, len(stages) + 1)) or any(s != set(range(len(s))) for s in stages.values()):
         return None
     depths = tuple(len(stages[stage]) for stage in sorted(stages))
     widths = tuple(arrays[f"layer{stage}.0.conv1.weight"].shape[0] for stage in sorted(stages))

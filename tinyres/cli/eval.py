@@ -80,7 +80,7 @@ def _network(source: Any, weights: Path, model: str | None, option: str | None,
              dataset: Any) -> tuple[str, dict[str, Any]]:
     """Name and options of the network: as asked for, else the run's, else what the names in the file tell."""
     channels, size = dataset.images.shape[1:3]
-    if model is None and option is None and source.config:
+    if model is None and option is None and {"model", "network"} <= source.config.keys():
         return source.config["model"], source.config["network"]
     known = source.architecture
     if model is None and (known is None or not known.name):
@@ -96,7 +96,7 @@ def _normalisation(source: Any, asked: str | None, dataset: Any) -> tuple[tuple[
     from tinyres.weights import IMAGENET
 
     channels = dataset.images.shape[1]
-    if asked is None and source.config:
+    if asked is None and "normalisation" in source.config:
         ours = source.config["normalisation"]
         return tuple(ours["mean"]), tuple(ours["std"]), "the run's statistics"
     if asked is None and source.normalisation is not None:

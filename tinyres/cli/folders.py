@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import os
 import sys
+import typing
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,9 +19,12 @@ from tinyres.cli import recipes, setup
 CONFIG = "config.json"
 RESULT = "result.json"
 SEVERAL = "seeds.json"  # in a folder whose sub-folders are the runs of several seeds
-OPTIONS = (*(field.name for field in dataclasses.fields(recipes.Recipe)), "data", "data_dir", "image_size", "recipe",
-           "option", "freeze", "seed", "kernels", "tensorboard")
-KEYS = (*OPTIONS, "network", "normalisation", "threads", "provenance")
+# What config.json must hold.
+KINDS: dict[str, Any] = {
+    **typing.get_type_hints(recipes.Recipe), "data": str, "data_dir": str | None, "image_size": int | None,
+    "recipe": str, "option": str | None, "freeze": list, "seed": int, "kernels": str, "tensorboard": bool,
+    "network": dict, "normalisation": dict, "threads": int, "provenance": dict,
+}
 
 
 def fresh(out: Path | None, name: str) -> Path:
@@ -42,19 +45,20 @@ def fresh(out: Path | None, name: str) -> Path:
 
 def config_of(folder: Path) -> dict[str, Any]:
     """What config.json, or seeds.json, of the folder to resume holds. Raises ValueError if it is damaged."""
-    for file in (SEVERAL, CONFIG):
+    for file, kinds in ((SEVERAL, {"config": dict, "seeds": list}), (CONFIG, KINDS)):
         if (folder / file).is_file():
-            found = setup.read_json(folder / file)
-            return _checked(found, folder / file, ("config", "seeds") if file == SEVERAL else KEYS)
+            return _checked(setup.read_json(folder / file), folder / file, kinds)
     raise typer.BadParameter(f"{folder} holds no run: there is no {CONFIG} in it.", param_hint="--resume")
 
 
-def _checked(found: dict[str, Any], path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
-    missing = [key for key in keys if key not in found]
-    if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise ValueError(f"train: {path} lacks {', '.join(missing[:5])}{more}: it is damaged, or of another version of "
-                         "tinyres; train anew")
+def _checked(found: dict[str, Any], path: Path, kinds: dict[str, Any]) -> dict[str, Any]:
+    missing = [key for key in kinds if key not in found]
+    wrong = [key for key, kind in kinds.items() if key in found and not isinstance(found[key], kind)
+             and not (kind in (float, float | None) and type(found[key]) is int)]
+    if missing or wrong:
+        names, more = missing or wrong, len(missing or wrong) - 5
+        what = f"{'lacks' if missing else 'holds no proper'} {', '.join(names[:5])}{f' and {more} more' * (more > 0)}"
+        raise ValueError(f"train: {path} {what}: it is damaged, or of another version of tinyres; train anew")
     return found
 
 

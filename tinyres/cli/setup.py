@@ -188,6 +188,8 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A JSON object from a file. Raises ValueError if it is damaged."""
     try:
         found = json.loads(Path(path).read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    return dict(found)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it holds a {type(found).__name__}, expected an object of JSON")
+    return found

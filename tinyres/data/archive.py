@@ -15,9 +15,9 @@ from typing import IO
 
 MOST_MEMBERS = 1_000
 GZIP = b"\x1f\x8b"
-# What tarfile and the decompressor raise for damaged input; the last three come from fields that are no numbers, and
-# from headers that follow each other without end.
-UNREADABLE = (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, OverflowError, RecursionError)
+# What tarfile and the decompressor raise for damaged input; the last four come from fields that are no numbers, from
+# maps of sparse files that end early, and from headers that follow each other without end.
+UNREADABLE = (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, LookupError, OverflowError, RecursionError)
 
 
 class ArchiveError(ValueError):

@@ -1,13 +1,10 @@
 """Arrays from .npy and .npz files, read without trusting their headers: Python objects never, no room before checks.
 
-NumPy's own reader takes a header's word for how many bytes will follow. Here the file must have exactly so many; in an
-.npz, a zip archive of .npy files, so must the member, and it may not unpack to more than images ever do.
+See npy.py for one array. A member of an .npz, a zip archive of .npy files, may not unpack to more than images ever do.
 """
 
 from __future__ import annotations
 
-import io
-import math
 import os
 import zipfile
 import zlib
@@ -17,11 +14,10 @@ from typing import IO
 import numpy as np
 
 from tinyres.data.bounds import SizeError, check_shrinkage, check_size
+from tinyres.npy import read_array
 
-MAGIC = b"\x93NUMPY"
 FIX = "Write it again with numpy.save or numpy.savez, from arrays of numbers"
 MOST_MEMBERS = 1_000
-LONGEST_HEADER = 10_000
 UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError)
 
 
@@ -93,46 +89,9 @@ def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]
 
 
 def _read_array(where: str, file: IO[bytes], length: int) -> np.ndarray:
-    """The array in the `length` bytes of an .npy file: header, then exactly its values."""
-    if file.read(len(MAGIC)) != MAGIC:
-        raise ArraysError(f"{where} is no .npy file: it does not begin with \\x93NUMPY. {FIX}")
-    shape, fortran, dtype = _header(where, file)
-    if dtype.kind not in "biufU" or dtype.itemsize == 0:
-        what = "Python objects, which are never loaded" if dtype.hasobject else f"values of type {dtype}"
-        raise ArraysError(f"{where} holds {what}, expected numbers. {FIX}")
-    if min(shape, default=1) < 0:
-        raise ArraysError(f"{where} has the shape {shape} by its header, expected sizes of at least 0. {FIX}")
-    claimed = math.prod(shape) * dtype.itemsize
-    room = length - file.tell()
-    if claimed != room:
-        raise ArraysError(f"{where} has {room:,} bytes of values, expected {claimed:,} for {dtype} {shape} by its "
-                          f"header: it is truncated, has bytes behind its end, or its header is wrong. {FIX}")
-    check_size(where, claimed, "Use fewer or smaller images")
-    content = file.read(claimed)
-    if len(content) != claimed:
-        raise ArraysError(f"{where} has {len(content):,} bytes of values, expected {claimed:,}: it is truncated. {FIX}")
-    if dtype.kind == "U":
-        points = np.frombuffer(content, dtype.byteorder.replace("|", "=") + "u4")
-        if ((points > 0x10FFFF) | (points >> 11 == 0xD800 >> 11)).any():
-            raise ArraysError(f"{where} holds texts with characters that are none, expected Unicode. {FIX}")
-    array = np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
-    return array.astype(dtype.newbyteorder("="), copy=False)
-
-
-def _header(where: str, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether the first index runs fastest, and dtype. NumPy parses the text, once its length is checked."""
-    from numpy.lib import format as npy
-
-    version = tuple(file.read(2))
-    if version not in ((1, 0), (2, 0)):
-        raise ArraysError(f"{where} has version {version} of the .npy format, expected (1, 0) or (2, 0). {FIX}")
-    read, width = (npy.read_array_header_1_0, 2) if version == (1, 0) else (npy.read_array_header_2_0, 4)
-    length = file.read(width)
-    if int.from_bytes(length, "little") > LONGEST_HEADER:
-        raise ArraysError(f"{where} has a header of {int.from_bytes(length, 'little'):,} bytes, expected at most "
-                          f"{LONGEST_HEADER:,}. {FIX}")
-    text = file.read(int.from_bytes(length, "little"))
+    """The array in the `length` bytes of an .npy file."""
+    check_size(where, length, "Use fewer or smaller images")
     try:
-        return read(io.BytesIO(length + text))
-    except Exception as error:  # NumPy has it parsed as Python: damaged, it fails in many ways
-        raise ArraysError(f"{where} has a damaged header: {error}. {FIX}") from error
+        return read_array(where, file, length, "biufU")
+    except ValueError as error:
+        raise ArraysError(f"{error}. {FIX}") from error

@@ -7,6 +7,7 @@ pixels than a photograph has is refused, and no link may lead out of the folder.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import warnings
 from collections import Counter
@@ -163,18 +164,20 @@ def _is_image(name: str) -> bool:
 def _opened(path: Path) -> Iterator[Any]:
     """An image opened by Pillow; whatever goes wrong while it is open becomes an ImageError that names the file."""
     try:
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
     except ImportError as error:
         raise ImportError(f"reading {path} needs Pillow: pip install pillow") from error
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with Image.open(path, formats=FORMATS) as image:
+            # From memory, as Pillow believes a chunk's length, and a file is read into as much room as is asked for.
+            with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as image:
                 yield image
         except (ImageError, SizeError, MemoryError):
             raise
         except Exception as error:  # damaged files make decoders fail in every way
-            raise ImageError(f"{path} cannot be read as an image ({type(error).__name__}: {error}), expected an "
+            what = "it is of no known format" if isinstance(error, UnidentifiedImageError) else error
+            raise ImageError(f"{path} cannot be read as an image ({type(error).__name__}: {what}), expected an "
                              f"undamaged {', '.join(FORMATS)}: replace or remove it") from error
 
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -244,9 +245,10 @@ def _remember(part: Path, answer: Any, total: int | None) -> None:
 
 def _recall(part: Path) -> dict[str, Any]:
     """What is known of the file that `part` is the beginning of; nothing if that was lost or cut short."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         found = json.loads(_memory(part).read_bytes())
-        if isinstance(found, dict):
+        kinds = {"total": (int, NoneType), "version": (str, NoneType)}
+        if isinstance(found, dict) and all(isinstance(found.get(key), kind) for key, kind in kinds.items()):
             return found
     return {}
 

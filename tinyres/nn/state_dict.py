@@ -12,6 +12,7 @@ import numpy as np
 from tinyres.nn.parameter import assign
 from tinyres.tensor import Tensor
 
+LISTED, LONGEST = 200, 200  # names per list, and characters of a name, in a message: a file may hold millions
 SUGGESTIONS = 8  # names per list that get a suggestion: comparing strings is slow, and the rest follow the same pattern
 
 
@@ -105,6 +106,9 @@ def _report(owner: str, missing: list[str], unexpected: list[str], unfit: list[s
 
 def _with_suggestions(names: list[str], candidates: list[str]) -> Iterator[str]:
     for i, name in enumerate(names):
+        if i == LISTED:
+            yield f"    and {len(names) - i:,} more"
+            return
         near = [c for c in candidates if c.endswith(f".{name}") or name.endswith(f".{c}")] if i < SUGGESTIONS else []
         near = near or (difflib.get_close_matches(name, candidates, 1) if i < SUGGESTIONS else [])
-        yield f"    {name}" + (f"  (near: {near[0]})" if near else "")
+        yield f"    {name[:LONGEST]}" + (f"  (near: {near[0][:LONGEST]})" if near else "")
