@@ -32,15 +32,15 @@ import numpy as np
 from ..layout import nchw, nhwc
 from ..reference import conv_output_size
 from .jit import compiled, inlined
-from .simd import LANES, ROWS, tile_add_product, tile_load, tile_store, tile_width, tile_zeros
+from .simd import LANES, ROWS, WIDTH, tile_add_product, tile_load, tile_store, tile_width, tile_zeros
 from .threads import scratch, slots, split
 
-WIDTH = 2 * LANES  # output channels of a panel
 PANEL_VALUES = 4096  # of the weights that are used at a time: half of a first cache of 32 KiB, in float32
 
 # What a pass over the taps needs, all in plain integers. Source rows and pixels step by (stride_h, stride_w) from one
 # output to the next; the output's lie at out_h + p*out_step_h of an image of out_H rows, and so on.
-Pass = namedtuple("Pass", "G P Q stride_h stride_w top left height width length inside out_h out_w out_step_h out_step_w")
+Pass = namedtuple("Pass", "G P Q stride_h stride_w top left height width length inside "
+                          "out_h out_w out_step_h out_step_w")
 
 
 def conv2d(x, w, stride, padding, dilation, groups):
@@ -127,8 +127,9 @@ def _plan(source_shape, output, groups, taps, stride, at, step, copy=False):
     (P, Q), c = output, C // groups
     top, left = min(ty for *_, ty, _ in taps), min(tx for *_, tx in taps)
     bottom, right = max(ty for *_, ty, _ in taps), max(tx for *_, tx in taps)
-    inside = not copy and top >= 0 and left >= 0 and (P - 1) * stride[0] + bottom < H and (Q - 1) * stride[1] + right < W
-    width = W if inside else (Q - 1) * stride[1] + right - left + 1
+    last_row, last_column = (P - 1) * stride[0] + bottom, (Q - 1) * stride[1] + right
+    inside = not copy and top >= 0 and left >= 0 and last_row < H and last_column < W
+    width = W if inside else last_column - left + 1
     places = [((ty - top) * width + tx - left) * C for *_, ty, tx in taps]
     order = sorted(range(len(taps)), key=places.__getitem__)
     begins = [i for i in range(len(order)) if i == 0 or places[order[i]] != places[order[i - 1]] + c]
@@ -141,7 +142,7 @@ def _plan(source_shape, output, groups, taps, stride, at, step, copy=False):
 
 
 def _pack(weights, taps, order):
-    """(G, R, S, c, k) -> flat: for each group and panel of WIDTH outputs (the last may have LANES), (taps, c, panel)."""
+    """(G, R, S, c, k) -> flat: for each group and panel of WIDTH outputs, or LANES in the last, (taps, c, panel)."""
     chosen = weights[:, [taps[i][0] for i in order], [taps[i][1] for i in order]]
     groups, count, c, k = chosen.shape
     whole, rest = divmod(k, WIDTH)
@@ -198,12 +199,12 @@ def correlate(source, H, W, C, window, offsets, panels, start, stop, chunk, out,
                         o = ((n * out_H + at.out_h + (p + i) * at.out_step_h) * out_W + at.out_w) * K
                         o += group * k + first_channel
                         if wide:
-                            _row(tile_zeros(out, ROWS, 2), tile_zeros(out, 4, 2), tile_zeros(out, 1, 2), at.Q, values, a,
-                                 at.stride_w * C, offsets, first, last, at.length, panels, weights, out, o,
+                            _row(tile_zeros(out, ROWS, 2), tile_zeros(out, 4, 2), tile_zeros(out, 1, 2), at.Q, values,
+                                 a, at.stride_w * C, offsets, first, last, at.length, panels, weights, out, o,
                                  at.out_step_w * K, valid)
                         else:
-                            _row(tile_zeros(out, ROWS, 1), tile_zeros(out, 4, 1), tile_zeros(out, 1, 1), at.Q, values, a,
-                                 at.stride_w * C, offsets, first, last, at.length, panels, weights, out, o,
+                            _row(tile_zeros(out, ROWS, 1), tile_zeros(out, 4, 1), tile_zeros(out, 1, 1), at.Q, values,
+                                 a, at.stride_w * C, offsets, first, last, at.length, panels, weights, out, o,
                                  at.out_step_w * K, valid)
                 panel += total * lanes
                 first_channel += lanes
@@ -243,18 +244,17 @@ def _copy(target, to, source, start, count):
 @inlined
 def _row(large, medium, small, pixels, A, a, step, offsets, first, last, length, B, b, C, c, out_step, valid):
     """One output row for one panel: ROWS pixels at a time, then 4, then single ones."""
-    q = 0
-    while q < pixels:
-        left = pixels - q
-        if left >= ROWS and (ROWS != 6 or left != 8):  # 4 + 4 rather than 6 + 1 + 1
-            _pixels(large, A, a + q * step, step, offsets, first, last, length, B, b, C, c + q * out_step, out_step, valid)
-            q += ROWS
-        elif left >= 4:
-            _pixels(medium, A, a + q * step, step, offsets, first, last, length, B, b, C, c + q * out_step, out_step, valid)
-            q += 4
+    while pixels > 0:
+        if pixels >= ROWS and (ROWS != 6 or pixels != 8):  # 4 + 4 rather than 6 + 1 + 1
+            _pixels(large, A, a, step, offsets, first, last, length, B, b, C, c, out_step, valid)
+            done = ROWS
+        elif pixels >= 4:
+            _pixels(medium, A, a, step, offsets, first, last, length, B, b, C, c, out_step, valid)
+            done = 4
         else:
-            _pixels(small, A, a + q * step, step, offsets, first, last, length, B, b, C, c + q * out_step, out_step, valid)
-            q += 1
+            _pixels(small, A, a, step, offsets, first, last, length, B, b, C, c, out_step, valid)
+            done = 1
+        pixels, a, c = pixels - done, a + done * step, c + done * out_step
 
 
 @inlined

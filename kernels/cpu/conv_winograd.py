@@ -16,7 +16,8 @@ Over channels, each of the (m+2)^2 products is a matrix product. So:
         for each xi:    M[xi] = V[xi] @ U[xi]            U = G w G^T; tiles x C times C x K, in register tiles
         for each tile:  Y = A^T M A
 
-m = 4 is the faster and the less exact: its transforms multiply by up to 5 and 8, and then much cancels.
+m = 4 is the faster and the less exact: its transforms multiply by up to 5 and 8, and then much cancels. A NaN or Inf in
+the image spreads over all outputs of the tiles that see it, a few pixels further than the window.
 """
 
 import numpy as np
@@ -24,11 +25,22 @@ import numpy as np
 from ..layout import nchw, nhwc
 from .jit import compiled, inlined
 from .simd import (
-    LANES, ROWS, load, load_some, store, store_some, tile_add_product, tile_load, tile_store, tile_width, tile_zeros, zeros,
+    LANES,
+    ROWS,
+    WIDTH,
+    load,
+    load_some,
+    store,
+    store_some,
+    tile_add_product,
+    tile_load,
+    tile_store,
+    tile_width,
+    tile_zeros,
+    zeros,
 )
 from .threads import one_blas_thread, slots, split
 
-WIDTH = 2 * LANES
 G = {
     2: np.array([[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]]),
     4: np.array([[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6],
@@ -69,8 +81,8 @@ def conv2d_weight_grad(x, g, padding, m):
         V = np.empty(n * n * (block * padded_C + LANES), x.dtype)
         M = np.empty(n * n * (block * padded_K + LANES), x.dtype)
         small = np.empty(4 * n * n * LANES, x.dtype)
-        weight_tiles(images.reshape(-1), images.shape, gradient.reshape(-1), gradient.shape, padding, m, tiles_h, tiles_w,
-                     start, stop, block, V, M, small, sums[slot])
+        weight_tiles(images.reshape(-1), images.shape, gradient.reshape(-1), gradient.shape, padding, m, tiles_h,
+                     tiles_w, start, stop, block, V, M, small, sums[slot])
 
     split(count, run, cost)
     for other in sums[1:]:
@@ -107,7 +119,7 @@ def _block(n, channels, count):
 
 
 def transformed(weights, m):
-    """U = G w G^T as (xi, panels of WIDTH outputs, C, panel), flat; the last panel may have LANES. weights: (3, 3, C, K)."""
+    """(3, 3, C, K) -> U = G w G^T, flat: (xi, panels of WIDTH outputs, or LANES in the last, C, panel)."""
     C, K = weights.shape[2:]
     padded = -(-K // LANES) * LANES
     panels = np.zeros((9, C * padded), weights.dtype)
@@ -199,7 +211,7 @@ def _product(tile, A, a, A_step, C, B, b, M, o, M_step):
 
 @inlined
 def _sums(large, medium, small, C, A, a, A_step, tiles, B, b, B_step, S, s):
-    """S[c] += sum over tiles t of A[t, c] * B[t], for one panel: ROWS channels c at a time, then 4, then single ones."""
+    """S[c] += sum over tiles t of A[t, c] * B[t], for one panel: ROWS channels at a time, then 4, then single ones."""
     c = 0
     while c < C:
         left = C - c

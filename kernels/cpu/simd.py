@@ -36,6 +36,7 @@ from numba.extending import intrinsic, models, overload, register_model
 _WIDE = llvmlite.binding.get_host_cpu_features().get("avx512f", False)
 LANES = 16 if _WIDE else 8
 _MASK = ir.VectorType(ir.IntType(1), LANES)
+WIDTH = 2 * LANES  # of a tile with two vectors a row: so many channels at a time
 ROWS = 8 if _WIDE else 6  # of the largest tile with two vectors a row: 8*2 + 2 + 1 of 32 registers, 6*2 + 2 + 1 of 16
 
 
