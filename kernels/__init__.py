@@ -11,7 +11,7 @@ A kernel set is a module with some of these functions; what it lacks, reference.
     reference   plain NumPy: the specification                    the same in CuPy
     loops       convolution as nested Python loops                reference
     im2col      convolution as one matrix product                 reference
-    fast        Numba and BLAS on all processors (default)        reference
+    fast        compiled with Numba, on all processors (default)  reference
 """
 
 import difflib

@@ -39,6 +39,9 @@ TESTS = {
     "tinyres/ops/create.py": (["test_ops"], "astype"),
     "kernels/reference.py": (["test_ops", "test_ops_conv", "test_ops_pool", "test_ops_norm", "test_ops_loss"],
                              "conv or pool or norm or loss or entropy"),
+    "kernels/cpu/conv_direct.py": (["test_kernels", "test_conv_cpu"], "conv"),
+    "kernels/cpu/conv_winograd.py": (["test_conv_cpu"], "winograd"),
+    "kernels/cpu/simd.py": (["test_conv_cpu"], "vectors or tile"),
 }
 
 # File -> (text, what it becomes).
@@ -178,6 +181,27 @@ MUTANTS = {
     ],
     "tinyres/ops/create.py": [
         ("return astype(grad, self.input_dtype)", "return astype(grad * -1.0, self.input_dtype)"),
+    ],
+    "kernels/cpu/conv_direct.py": [
+        ("(a + padding[0] - r * dilation[0]) // stride[0]", "(a - r * dilation[0]) // stride[0]"),
+        ("dx[:, a :: stride[0], b :: stride[1]] = 0", "pass"),
+        ("    if first > 0:\n        tile = tile_load", "    if first > 1:\n        tile = tile_load"),
+        ("R * S, C)[:, :, order] = runs", "R * S, C)[:, :, order] = runs[:, :, ::-1]"),
+        ("before = min(max(-left, 0), width)", "before = min(max(-left - 1, 0), width)"),
+        ("        sums[0] += other", "        pass"),
+    ],
+    "kernels/cpu/conv_winograd.py": [
+        ("[:, ::-1, ::-1].transpose(1, 2, 0, 3)", "[:, ::-1].transpose(1, 2, 0, 3)"),
+        ("(2 - padding[0], 2 - padding[1])", "(padding[0], padding[1])"),
+        ("store(target, o + 3 * out_step, c + 2 * e)", "store(target, o + 3 * out_step, c - 2 * e)"),
+        ("store(target, o + 2 * out_step, p + 4 * r)", "store(target, o + 2 * out_step, p + 2 * r)"),
+        ("store(target, o + 3 * out_step, zeros(source) - d1)", "store(target, o + 3 * out_step, d1)"),
+        ("for i in range(min(m, P - top)):", "for i in range(m - 1):"),
+    ],
+    "kernels/cpu/simd.py": [
+        ('_arithmetic(operator.sub, "fsub")', '_arithmetic(operator.sub, "fadd")'),
+        ('builder.icmp_signed("<", lanes', 'builder.icmp_signed("<=", lanes'),
+        ("builder.mul(step_, _int(r))", "builder.mul(step_, _int(0))"),
     ],
     "kernels/reference.py": [
         ("_split_groups(window, groups) @ weight, y.shape)", "_split_groups(window, groups) @ -weight, y.shape)"),

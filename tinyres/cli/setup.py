@@ -42,7 +42,7 @@ def _number_parser(kind: Callable[[str], Any], words: str, least: float, most: f
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no text on stderr.")]
-Kernels = Annotated[str, typer.Option(help="Who computes: fast (Numba and BLAS), im2col, reference or loops.")]
+Kernels = Annotated[str, typer.Option(help="Who computes: fast (Numba), im2col, reference or loops.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder or archive of CIFAR or Fashion-MNIST. Default: "
                                              "$TINYRES_DATA, else what `tinyres data fetch` fetched.")]
 ShortcutOption = Annotated[str | None, typer.Option(help="Shortcuts that change shape: A pads with zeros, B projects "

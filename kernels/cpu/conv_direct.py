@@ -1,0 +1,326 @@
+"""Convolution without a column matrix: each block of outputs stays in registers until all its products are added.
+
+The three functions are one loop nest, seen from its three factors (kernels/reference.py). With a tile of ROWS pixels by
+two vectors of channels (simd.py), for an output row of one image:
+
+    for panel of output channels                            weights of the panel: contiguous, in the first cache
+        for chunk of taps that fits there
+            for output row p
+                for ROWS pixels q                           the tile: ROWS x 2 vectors, in registers
+                    for tap (r, s), channel c               one value of each pixel, two vectors of weights:
+                        tile += x[pixels] (outer) w[panel]  ROWS*2 multiply-adds for ROWS + 2 loads
+
+Cost: N*P*Q*K * R*S*C/G multiply-adds. To and from memory go image, output and weights once; im2col's columns, R*S times
+the image, are never made. Where the window hangs over the edge, the image is first copied into a scratch with a border
+of zeros, so that the inner loop asks nothing; neighbouring taps then lie side by side and are run through as one.
+
+What a kernel must know of geometry is a list of taps: at which place (ty, tx), counted from that of the output pixel,
+a tap reads. So one compiled loop does forward and input gradient, for any stride, padding, dilation and groups:
+
+    forward          y[p, q]            reads x at (p*stride + ty, ...),   ty = r*dilation - padding
+    input gradient   dx[i*stride + a]   reads g at (i + ty, ...),          ty = (a + padding - r*dilation) / stride
+
+The input pixels fall into stride x stride phases (a, b); a phase has those taps for which the division is whole, and is
+a convolution of its own with stride 1. No zeros are inserted, and each input pixel is written once.
+"""
+
+from collections import namedtuple
+from functools import lru_cache
+
+import numpy as np
+
+from ..layout import nchw, nhwc
+from ..reference import conv_output_size
+from .jit import compiled, inlined
+from .simd import LANES, ROWS, WIDTH, tile_add_product, tile_load, tile_store, tile_width, tile_zeros
+from .threads import scratch, slots, split
+
+PANEL_VALUES = 4096  # of the weights that are used at a time: half of a first cache of 32 KiB, in float32
+
+# What a pass over the taps needs, all in plain integers. Source rows and pixels step by (stride_h, stride_w) from one
+# output to the next; the output's lie at out_h + p*out_step_h of an image of out_H rows, and so on.
+Pass = namedtuple("Pass", "G P Q stride_h stride_w top left height width length inside "
+                          "out_h out_w out_step_h out_step_w")
+
+
+def conv2d(x, w, stride, padding, dilation, groups):
+    """y (N, K, P, Q), each block of it summed in registers."""
+    K, C, R, S = w.shape
+    P, Q = conv_output_size(x.shape, (R, S), stride, padding, dilation)
+    taps = [(r, s, r * dilation[0] - padding[0], s * dilation[1] - padding[1]) for r in range(R) for s in range(S)]
+    y = np.empty((x.shape[0], P, Q, K), x.dtype)
+    weights = nhwc(w).reshape(groups, K // groups, R, S, C).transpose(0, 2, 3, 4, 1)  # (G, R, S, C/G, K/G)
+    _correlate(nhwc(x), weights, tuple(taps), stride, y, (0, 0), (1, 1))
+    return nchw(y)
+
+
+def conv2d_input_grad(g, w, x_shape, stride, padding, dilation, groups):
+    """dx (N, C, H, W), phase by phase."""
+    (N, C, H, W), (K, _, R, S) = x_shape, w.shape
+    gradient = nhwc(g)
+    dx = np.empty((N, H, W, C), g.dtype)
+    weights = nhwc(w).reshape(groups, K // groups, R, S, C // groups).transpose(0, 2, 3, 1, 4)  # (G, R, S, K/G, C/G)
+    for a, b in np.ndindex(*stride):
+        taps = [(r, s, (a + padding[0] - r * dilation[0]) // stride[0], (b + padding[1] - s * dilation[1]) // stride[1])
+                for r in range(R) if (a + padding[0] - r * dilation[0]) % stride[0] == 0
+                for s in range(S) if (b + padding[1] - s * dilation[1]) % stride[1] == 0]
+        if not taps:
+            dx[:, a :: stride[0], b :: stride[1]] = 0
+        elif a < H and b < W:
+            _correlate(gradient, weights, tuple(taps), (1, 1), dx, (a, b), stride)
+    return nchw(dx)
+
+
+def conv2d_weight_grad(x, g, w_shape, stride, padding, dilation, groups):
+    """dw (K, C/G, R, S): each thread sums over its images, then the sums are added in the order of the threads."""
+    K, C, R, S = w_shape
+    images, gradient = nhwc(x), nhwc(g)
+    N, P, Q, _ = gradient.shape
+    taps = [(r, s, r * dilation[0] - padding[0], s * dilation[1] - padding[1]) for r in range(R) for s in range(S)]
+    at, offsets, order = _plan(images.shape[1:], (P, Q), groups, tuple(taps), stride, (0, 0), (1, 1), copy=True)
+    pitch = -(-at.length // LANES) * LANES
+    cost = _cost(gradient, w_shape)
+    ranges = slots(N * P, cost)
+    sums = np.zeros((ranges, groups, K // groups, len(offsets), pitch), x.dtype)
+    rows = max(1, PANEL_VALUES // (Q * max(C * groups * stride[0] * stride[1], K)))
+
+    def run(slot, start, stop):
+        window = scratch(_window_values(at, images.shape[3], rows), x.dtype)
+        weight_sums(images.reshape(-1), *images.shape[1:], window, offsets, gradient.reshape(-1), start, stop, rows, K,
+                    pitch, sums[slot].reshape(-1), at)
+
+    split(N * P, run, cost)
+    for other in sums[1:]:
+        sums[0] += other
+    runs = sums[0][..., : at.length].reshape(groups, K // groups, R * S, C)
+    dw = np.empty((K, R, S, C), x.dtype)
+    dw.reshape(groups, K // groups, R * S, C)[:, :, order] = runs
+    return nchw(dw)
+
+
+# ---- the pieces ----
+
+
+def _correlate(source, weights, taps, stride, out, at, step):
+    """out[n, at + step*(p, q)] = sum over the taps of source[n, stride*(p, q) + tap] @ weights[tap]."""
+    P, Q = (-(-(out.shape[1 + i] - at[i]) // step[i]) for i in range(2))
+    groups, channels = weights.shape[0], out.shape[3]
+    plan, offsets, order = _plan(source.shape[1:], (P, Q), groups, taps, stride, at, step)
+    panels = _pack(weights, taps, order)
+    chunk = max(1, PANEL_VALUES // (plan.length * WIDTH))
+
+    def run(slot, start, stop):
+        window = scratch(_window_values(plan, source.shape[3], P), source.dtype)
+        correlate(source.reshape(-1), *source.shape[1:], window, offsets, panels, start, stop, chunk,
+                  out.reshape(-1), *out.shape[1:], plan)
+
+    split(source.shape[0] * P, run, _cost(out, (channels, weights.shape[3], len(taps), 1)) / (step[0] * step[1]))
+
+
+@lru_cache(maxsize=512)
+def _plan(source_shape, output, groups, taps, stride, at, step, copy=False):
+    """The Pass, where each run of taps begins in the window, and in which order the taps are taken.
+
+    Taps that are neighbours in the window make one run, if all runs then have the same length.
+    """
+    H, W, C = source_shape
+    (P, Q), c = output, C // groups
+    top, left = min(ty for *_, ty, _ in taps), min(tx for *_, tx in taps)
+    bottom, right = max(ty for *_, ty, _ in taps), max(tx for *_, tx in taps)
+    last_row, last_column = (P - 1) * stride[0] + bottom, (Q - 1) * stride[1] + right
+    inside = not copy and top >= 0 and left >= 0 and last_row < H and last_column < W
+    width = W if inside else last_column - left + 1
+    places = [((ty - top) * width + tx - left) * C for *_, ty, tx in taps]
+    order = sorted(range(len(taps)), key=places.__getitem__)
+    begins = [i for i in range(len(order)) if i == 0 or places[order[i]] != places[order[i - 1]] + c]
+    taps_in_run = {b - a for a, b in zip(begins, [*begins[1:], len(order)], strict=True)}
+    if len(taps_in_run) > 1:
+        begins, taps_in_run = range(len(order)), {1}
+    offsets = np.array([places[order[i]] for i in begins], np.int64)
+    plan = Pass(groups, P, Q, *stride, top, left, bottom - top, width, taps_in_run.pop() * c, inside, *at, *step)
+    return plan, offsets, order
+
+
+def _pack(weights, taps, order):
+    """(G, R, S, c, k) -> flat: for each group and panel of WIDTH outputs, or LANES in the last, (taps, c, panel)."""
+    chosen = weights[:, [taps[i][0] for i in order], [taps[i][1] for i in order]]
+    groups, count, c, k = chosen.shape
+    whole, rest = divmod(k, WIDTH)
+    padded = whole * WIDTH + (0 if not rest else LANES if rest <= LANES else WIDTH)
+    panels = np.zeros((groups, count * c, padded), weights.dtype)
+    panels[:, :, :k] = chosen.reshape(groups, count * c, k)
+    if padded <= WIDTH:
+        return panels.reshape(-1)
+    full = padded // WIDTH * WIDTH
+    front = panels[:, :, :full].reshape(groups, count * c, -1, WIDTH).swapaxes(1, 2).reshape(groups, -1)
+    return np.concatenate([front, panels[:, :, full:].reshape(groups, -1)], axis=1).reshape(-1)
+
+
+def _window_values(at, channels, rows):
+    """How much scratch the source rows below `rows` output rows need; vectors may read beyond the end."""
+    return 0 if at.inside else ((rows - 1) * at.stride_h + at.height + 1) * at.width * channels + WIDTH
+
+
+def _cost(y, w_shape):
+    """Nanoseconds on one thread, roughly: 100 multiply-adds in each."""
+    return y.size * w_shape[1] * w_shape[2] * w_shape[3] / 100
+
+
+# ---- compiled ----
+
+
+@compiled
+def correlate(source, H, W, C, window, offsets, panels, start, stop, chunk, out, out_H, out_W, K, at):
+    """Output rows start..stop of all images, counted together; see the loop nest on top."""
+    row = start
+    while row < stop:
+        n, p = divmod(row, at.P)
+        count = min(stop - row, at.P - p)
+        if at.inside:
+            values, base, pitch = source, ((n * H + p * at.stride_h + at.top) * W + at.left) * C, W * C
+        else:
+            copy_window(source, n, H, W, C, window, p * at.stride_h + at.top, (count - 1) * at.stride_h + at.height + 1,
+                        at.left, at.width)
+            values, base, pitch = window, 0, at.width * C
+        c, k = C // at.G, K // at.G
+        for group in range(at.G):
+            panel, first_channel = 0, 0
+            total = offsets.size * at.length
+            group_panels = group * total * ((k + LANES - 1) // LANES * LANES)
+            while first_channel < k:
+                valid = min(k - first_channel, WIDTH)
+                wide = valid > LANES
+                lanes = WIDTH if wide else LANES
+                for first in range(0, offsets.size, chunk):
+                    last = min(first + chunk, offsets.size)
+                    weights = group_panels + panel + first * at.length * lanes
+                    for i in range(count):
+                        a = base + i * at.stride_h * pitch + group * c
+                        o = ((n * out_H + at.out_h + (p + i) * at.out_step_h) * out_W + at.out_w) * K
+                        o += group * k + first_channel
+                        if wide:
+                            _row(tile_zeros(out, ROWS, 2), tile_zeros(out, 4, 2), tile_zeros(out, 1, 2), at.Q, values,
+                                 a, at.stride_w * C, offsets, first, last, at.length, panels, weights, out, o,
+                                 at.out_step_w * K, valid)
+                        else:
+                            _row(tile_zeros(out, ROWS, 1), tile_zeros(out, 4, 1), tile_zeros(out, 1, 1), at.Q, values,
+                                 a, at.stride_w * C, offsets, first, last, at.length, panels, weights, out, o,
+                                 at.out_step_w * K, valid)
+                panel += total * lanes
+                first_channel += lanes
+        row += count
+
+
+@compiled
+def copy_window(source, n, H, W, C, window, top, height, left, width):
+    """window[i, j] = pixel (top + i, left + j) of image n, or zero beyond its edges."""
+    for i in range(height):
+        h = top + i
+        target = i * width * C
+        if h < 0 or h >= H:
+            _clear(window, target, width * C)
+            continue
+        before = min(max(-left, 0), width)
+        inside = max(min(W - left, width) - before, 0)
+        _clear(window, target, before * C)
+        _copy(window, target + before * C, source, ((n * H + h) * W + left + before) * C, inside * C)
+        _clear(window, target + (before + inside) * C, (width - before - inside) * C)
+
+
+@inlined
+def _clear(values, i, count):
+    i = np.uint64(i)
+    for j in range(np.uint64(count)):
+        values[i + j] = 0
+
+
+@inlined
+def _copy(target, to, source, start, count):
+    to, start = np.uint64(to), np.uint64(start)
+    for j in range(np.uint64(count)):
+        target[to + j] = source[start + j]
+
+
+@inlined
+def _row(large, medium, small, pixels, A, a, step, offsets, first, last, length, B, b, C, c, out_step, valid):
+    """One output row for one panel: ROWS pixels at a time, then 4, then single ones."""
+    while pixels > 0:
+        if pixels >= ROWS and (ROWS != 6 or pixels != 8):  # 4 + 4 rather than 6 + 1 + 1
+            _pixels(large, A, a, step, offsets, first, last, length, B, b, C, c, out_step, valid)
+            done = ROWS
+        elif pixels >= 4:
+            _pixels(medium, A, a, step, offsets, first, last, length, B, b, C, c, out_step, valid)
+            done = 4
+        else:
+            _pixels(small, A, a, step, offsets, first, last, length, B, b, C, c, out_step, valid)
+            done = 1
+        pixels, a, c = pixels - done, a + done * step, c + done * out_step
+
+
+@inlined
+def _pixels(tile, A, a, step, offsets, first, last, length, B, b, C, c, out_step, valid):
+    """A tile of outputs: the sum over runs first..last of taps, added to what the earlier ones left."""
+    if first > 0:
+        tile = tile_load(tile, C, c, out_step, valid)
+    width = tile_width(tile)
+    for run in range(first, last):
+        place = a + offsets[run]
+        for k in range(length):
+            tile = tile_add_product(tile, A, place + k, step, B, b)
+            b += width
+    tile_store(tile, C, c, out_step, valid)
+
+
+@compiled
+def weight_sums(source, H, W, C, window, offsets, g, start, stop, rows, K, pitch, sums, at):
+    """sums[group, k, run, i] += over output pixels of g[pixel, k] * window[pixel, run, i]; `rows` rows at a time."""
+    row, c, k = start, C // at.G, K // at.G
+    while row < stop:
+        n, p = divmod(row, at.P)
+        count = min(min(stop - row, at.P - p), rows)
+        copy_window(source, n, H, W, C, window, p * at.stride_h + at.top, (count - 1) * at.stride_h + at.height + 1,
+                    at.left, at.width)
+        row_pitch = at.stride_h * at.width * C
+        for group in range(at.G):
+            for run in range(offsets.size):
+                a = offsets[run] + group * c
+                for first in range(0, at.length, WIDTH):
+                    wide = at.length - first > LANES
+                    b = row * at.Q * K + group * k
+                    s = (group * k * offsets.size + run) * pitch + first
+                    if wide:
+                        _outputs(tile_zeros(g, ROWS, 2), tile_zeros(g, 4, 2), tile_zeros(g, 1, 2), k, g, b, K, count,
+                                 at.Q, window, a + first, row_pitch, at.stride_w * C, sums, s, offsets.size * pitch)
+                    else:
+                        _outputs(tile_zeros(g, ROWS, 1), tile_zeros(g, 4, 1), tile_zeros(g, 1, 1), k, g, b, K, count,
+                                 at.Q, window, a + first, row_pitch, at.stride_w * C, sums, s, offsets.size * pitch)
+        row += count
+
+
+@inlined
+def _outputs(large, medium, small, k, g, b, K, count, Q, X, a, row_pitch, step, sums, s, sums_step):
+    """ROWS output channels at a time, then 4, then single ones."""
+    i = 0
+    while i < k:
+        left = k - i
+        if left >= ROWS and (ROWS != 6 or left != 8):
+            _reduce(large, g, b + i, K, count, Q, X, a, row_pitch, step, sums, s + i * sums_step, sums_step)
+            i += ROWS
+        elif left >= 4:
+            _reduce(medium, g, b + i, K, count, Q, X, a, row_pitch, step, sums, s + i * sums_step, sums_step)
+            i += 4
+        else:
+            _reduce(small, g, b + i, K, count, Q, X, a, row_pitch, step, sums, s + i * sums_step, sums_step)
+            i += 1
+
+
+@inlined
+def _reduce(tile, g, b, K, count, Q, X, a, row_pitch, step, sums, s, sums_step):
+    tile = tile_load(tile, sums, s, sums_step, tile_width(tile))
+    for p in range(count):
+        x = a + p * row_pitch
+        for q in range(Q):
+            tile = tile_add_product(tile, g, b, 1, X, x)
+            b += K
+            x += step
+    tile_store(tile, sums, s, sums_step, tile_width(tile))
