@@ -15,6 +15,7 @@ A kernel set is a module with some of these functions; what it lacks, reference.
 """
 
 import difflib
+from functools import cache
 from importlib import import_module
 
 from . import layout, reference
@@ -29,10 +30,16 @@ SETS = {
 _current = "fast"
 
 
+@cache
+def _kernel_set(library, current):
+    """The module of a kernel set. Kept: asking Python for a module takes 2 microseconds, some 200 times a step."""
+    return import_module("." + SETS.get((library, current), "reference"), __name__)
+
+
 def _kernel(name, array):
     """The function called `name` for this kind of array in the current set; the reference's where the set has none."""
-    module = SETS.get((layout.array_module(array).__name__, _current), "reference")
-    return getattr(import_module("." + module, __name__), name, None) or getattr(reference, name)
+    module = _kernel_set(layout.array_module(array).__name__, _current)
+    return getattr(module, name, None) or getattr(reference, name)
 
 
 class use_kernels:
@@ -127,6 +134,11 @@ def batch_norm_apply(x, scale, shift, residual, relu):
     return _kernel("batch_norm_apply", x)(x, scale, shift, residual, relu)
 
 
+def add_bias(y, bias, residual, relu):
+    """y, bias (C,), residual or None -> y + bias [+ residual], through a ReLU if relu; may be in y's memory."""
+    return _kernel("add_bias", y)(y, bias, residual, relu)
+
+
 def batch_norm_grad_sums(g, x, mean, y):
     """-> sum g', sum g'*(x - mean), float64 (C,); g' = g where not y <= 0, else 0; y None: g' = g."""
     return _kernel("batch_norm_grad_sums", g)(g, x, mean, y)
@@ -148,3 +160,16 @@ def softmax_cross_entropy(logits, labels, smoothing):
 def softmax_cross_entropy_grad(g, log_probs, labels, smoothing):
     """g (N,), log_probs (N,K) -> dlogits (N,K) for the losses' upstream gradients g."""
     return _kernel("softmax_cross_entropy_grad", g)(g, log_probs, labels, smoothing)
+
+
+# ---- optimizers: one parameter p and its state, changed in place; g is its gradient; all of one shape and dtype ----
+
+
+def sgd(p, g, velocity, lr, momentum, weight_decay, nesterov):
+    """g' = g + weight_decay p; v = momentum v + g'; p -= lr v, or lr (g' + momentum v) if nesterov; v may be None."""
+    _kernel("sgd", p)(p, g, velocity, lr, momentum, weight_decay, nesterov)
+
+
+def adam(p, g, mean, square, step, lr, betas, eps, weight_decay, shrink):
+    """Step number `step` (from 1) of Adam; weight_decay is added to the gradient, shrink is a factor of p."""
+    _kernel("adam", p)(p, g, mean, square, step, lr, betas, eps, weight_decay, shrink)

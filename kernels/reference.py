@@ -7,6 +7,8 @@ Sums over N, H and W run in float64, so that the specification is not itself a s
 of the input, except for the two batch norm reductions, which stay float64.
 """
 
+import math
+
 import numpy as np
 
 from .layout import array_module, from_rows, nchw, nhwc, rows
@@ -98,13 +100,13 @@ def _join_groups(a, shape):
 # pooling differ in nothing but these two small tables.
 
 
-def _sliding(size, output, taps, step, pad, dilate):
+def sliding(size, output, taps, step, pad, dilate):
     """(output, taps) positions of sliding windows along one axis, -1 outside the image."""
     position = np.arange(output)[:, None] * step - pad + np.arange(taps) * dilate
     return np.where((position >= 0) & (position < size), position, -1)
 
 
-def _adaptive(size, output):
+def adaptive(size, output):
     """(output, longest) positions of even windows: window i is [floor(i*size/output), ceil((i+1)*size/output))."""
     start, stop = np.arange(output) * size // output, -(-np.arange(1, output + 1) * size // output)
     position = start[:, None] + np.arange((stop - start).max())
@@ -114,12 +116,12 @@ def _adaptive(size, output):
 def max_pool2d(x, kernel, stride, padding, dilation, output):
     """Maximum of each window and its index h*W+w in the image; padding counts as -inf. output = (P, Q)."""
     axes = zip(x.shape[2:], output, kernel, stride, padding, dilation, strict=True)
-    return _max_over_windows(x, *(_sliding(*axis) for axis in axes))
+    return _max_over_windows(x, *(sliding(*axis) for axis in axes))
 
 
 def adaptive_max_pool2d(x, output):
     """Maximum over a grid of P x Q windows that cover the image, and its index h*W+w. output = (P, Q)."""
-    return _max_over_windows(x, *(_adaptive(*axis) for axis in zip(x.shape[2:], output, strict=True)))
+    return _max_over_windows(x, *(adaptive(*axis) for axis in zip(x.shape[2:], output, strict=True)))
 
 
 def _max_over_windows(x, rows_of, columns_of):
@@ -160,14 +162,14 @@ def avg_pool2d(x, kernel, stride, padding, output, count_include_pad):
     y = array_module(x).zeros((x.shape[0], *output, x.shape[1]), np.float64)
     for h, w, p, q in _average_positions(x.shape, kernel, stride, padding, output):
         y[:, p[:, None], q] += images[:, h[:, None], w]
-    y /= array_module(x).asarray(_window_sizes(x.shape, kernel, stride, padding, output, count_include_pad))
+    y /= array_module(x).asarray(window_sizes(x.shape, kernel, stride, padding, output, count_include_pad))
     return nchw(y.astype(x.dtype))
 
 
 def avg_pool2d_input_grad(g, x_shape, kernel, stride, padding, count_include_pad):
     """Adjoint of avg_pool2d: each output's gradient, divided like the output, goes to every pixel of its window."""
     xp, (N, C, H, W), output = array_module(g), x_shape, g.shape[2:]
-    share = nhwc(g) / xp.asarray(_window_sizes(x_shape, kernel, stride, padding, output, count_include_pad))
+    share = nhwc(g) / xp.asarray(window_sizes(x_shape, kernel, stride, padding, output, count_include_pad))
     dx = xp.zeros((N, H, W, C), np.float64)
     for h, w, p, q in _average_positions(x_shape, kernel, stride, padding, output):
         dx[:, h[:, None], w] += share[:, p[:, None], q]  # one kernel position meets no pixel twice: += adds each once
@@ -177,13 +179,13 @@ def avg_pool2d_input_grad(g, x_shape, kernel, stride, padding, count_include_pad
 def _average_positions(x_shape, kernel, stride, padding, output):
     """For each kernel position: rows h and columns w of the image that it meets, and the outputs p and q of each."""
     axes = zip(x_shape[2:], output, kernel, stride, padding, (1, 1), strict=True)
-    rows_of, columns_of = (_sliding(*axis) for axis in axes)
+    rows_of, columns_of = (sliding(*axis) for axis in axes)
     for r, s in np.ndindex(*kernel):
         p, q = np.flatnonzero(rows_of[:, r] >= 0), np.flatnonzero(columns_of[:, s] >= 0)
         yield rows_of[p, r], columns_of[q, s], p, q
 
 
-def _window_sizes(x_shape, kernel, stride, padding, output, count_include_pad):
+def window_sizes(x_shape, kernel, stride, padding, output, count_include_pad):
     """(P, Q, 1) float64: how many pixels each window has, with the padding (cut at its outer edge) or without."""
     counts = []
     for size, count, taps, step, pad in zip(x_shape[2:], output, kernel, stride, padding, strict=True):
@@ -214,6 +216,11 @@ def batch_norm_apply(x, scale, shift, residual, relu):
     if relu:
         y[y <= 0] = 0
     return from_rows(y, x.shape)
+
+
+def add_bias(y, bias, residual, relu):
+    """y + bias [+ residual], then max(y, 0) if relu; NaN stays NaN."""
+    return batch_norm_apply(y, 1, bias, residual, relu)
 
 
 def batch_norm_grad_sums(g, x, mean, y):
@@ -255,3 +262,36 @@ def softmax_cross_entropy_grad(g, log_probs, labels, smoothing):
     dlogits = xp.exp(log_probs) - smoothing / K
     dlogits[xp.arange(N), labels] -= 1 - smoothing
     return dlogits * g[:, None]
+
+
+# ---- optimizers -----------------------------------------------------------------------------------------------------
+#
+# Each changes one parameter p and its state in place; g is its gradient, of p's shape and dtype.
+
+
+def sgd(p, g, velocity, lr, momentum, weight_decay, nesterov):
+    """g' = g + weight_decay p; v = momentum v + g'; p -= lr v, or lr (g' + momentum v); without velocity p -= lr g'."""
+    if weight_decay:
+        g = g + weight_decay * p
+    if velocity is not None:
+        velocity *= momentum
+        velocity += g
+        g = g + momentum * velocity if nesterov else velocity
+    p -= lr * g
+
+
+def adam(p, g, mean, square, step, lr, betas, eps, weight_decay, shrink):
+    """Kingma and Ba (2015), algorithm 1: p = shrink p - lr M / (sqrt(S) + eps), M and S without their bias.
+
+    mean and square are the moving averages of g' = g + weight_decay p and of g' g'; after `step` steps M is
+    mean / (1 - beta1^step), S likewise. shrink: 1, or less for a weight decay apart from the gradient.
+    """
+    beta1, beta2 = betas
+    p *= shrink
+    if weight_decay:
+        g = g + weight_decay * p
+    mean += (1 - beta1) * (g - mean)
+    square *= beta2
+    square += (1 - beta2) * (g * g)
+    denominator = array_module(p).sqrt(square) / math.sqrt(1 - beta2**step) + eps
+    p -= lr / (1 - beta1**step) * mean / denominator

@@ -1,7 +1,9 @@
 """Optimizers and schedules: PyTorch's numbers, state that resumes, the audit, and errors that name value and fix."""
 
+import copy
 import json
 import math
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -97,6 +99,123 @@ def test_numpy_scalars_do_not_widen_float32():
     optimizer.step()
     assert p.dtype == np.float32 == optimizer.state[p]["momentum_buffer"].dtype
     assert p.version.count == before + 1 and p.version.writer == "SGD.step"
+
+
+@pytest.mark.parametrize("name, options", OPTIMIZERS, ids=ids)
+def test_all_kernel_sets_agree(name, options):
+    params, expected = parameters(), parameters()
+    run(getattr(optim, name)(params, **options), params, range(4))
+    with tr.use_kernels("reference"):
+        run(getattr(optim, name)(expected, **options), expected, range(4))
+    for p, q in zip(params, expected, strict=True):
+        np.testing.assert_allclose(p.data, q.data, rtol=1e-12, atol=1e-12)
+
+
+class Cubed(optim.Optimizer):
+    """A rule of one's own: one parameter's arrays at a time."""
+
+    def update(self, p, grad, group, state):
+        state["count"] = state.get("count", 0) + 1
+        p -= group["lr"] * grad**3
+
+
+def test_a_rule_of_ones_own():
+    p = nn.Parameter(np.ones(2))
+    optimizer = Cubed([p], lr=0.5)
+    p.grad = tr.Tensor(np.full(2, 2.0))
+    optimizer.step()
+    assert p.data.tolist() == [-3, -3] and optimizer.state[p] == {"count": 1}
+
+
+# --- what users do to parameters between steps ------------------------------------------------------------------------
+
+
+def rebind(p):
+    p.data = p.data.copy(order="K")
+
+
+def another_order(p):
+    p.data = np.array(p.data, order="F")
+
+
+def a_part_of_a_larger_array(p):
+    """With gaps between its values, so that it cannot be read as one run of memory."""
+    wide = np.full((*p.shape, 2), np.nan, p.dtype)
+    wide[..., 1] = p.data
+    p.data = wide[..., 1]
+
+
+@pytest.mark.parametrize("change", [rebind, another_order, a_part_of_a_larger_array])
+@pytest.mark.parametrize("name, options", [OPTIMIZERS[3], OPTIMIZERS[5], OPTIMIZERS[7]], ids=["SGD", "Adam", "AdamW"])
+def test_a_parameter_may_get_another_array(name, options, change):
+    """The state stays in the memory order of the old one; the steps go on in the new array, and there only."""
+    params, expected = parameters(), parameters()
+    optimizer, undisturbed = (getattr(optim, name)(ps, **options) for ps in (params, expected))
+    run(optimizer, params, range(2))
+    old = [p.data for p in params]
+    kept = [a.copy() for a in old]
+    for p in params:
+        change(p)
+    new = [p.data for p in params]
+    run(optimizer, params, range(2, 4))
+    run(undisturbed, expected, range(4))
+    for p, array, before, values, q in zip(params, new, old, kept, expected, strict=True):
+        assert p.data is array
+        np.testing.assert_allclose(p.data, q.data, rtol=1e-12, atol=1e-12)
+        np.testing.assert_array_equal(before, values)
+
+
+def test_parameters_may_share_an_array():
+    """Tied weights, as two Parameters over one array: each steps with its own gradient, one after the other."""
+    shared = np.ones(3)
+    a, b = nn.Parameter(shared), nn.Parameter(shared)
+    optimizer = optim.SGD([a, b], lr=0.1)
+    a.grad, b.grad = tr.Tensor(np.full(3, 1.0)), tr.Tensor(np.full(3, 2.0))
+    optimizer.step()
+    np.testing.assert_allclose(shared, 0.7)
+    optim.SGD([b], lr=0.1).step()
+    np.testing.assert_allclose(a.data, 0.5)
+
+
+def test_a_copied_model_has_its_own_weights():
+    layer = nn.Linear(3, 2)
+    optimizer = optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+    layer(tr.ones(1, 3)).sum().backward()
+    optimizer.step()
+    copied = copy.deepcopy(layer)
+    before = copied.state_dict()
+    optimizer.step()
+    assert (layer.weight.data != copied.weight.data).any()
+    for name, array in copied.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_a_model_may_be_converted_between_steps():
+    layer = nn.Linear(3, 2)
+    optimizer = optim.SGD(layer.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    layer(tr.ones(1, 3)).sum().backward()
+    optimizer.step()
+    layer.double()
+    before = layer.weight.data.copy()
+    optimizer.step()
+    v = optimizer.state[layer.weight]["momentum_buffer"]
+    assert layer.weight.dtype == np.float64 and v.dtype == np.float32
+    np.testing.assert_allclose(layer.weight.data, before - 0.1 * v, rtol=1e-7)
+
+
+def test_a_step_needs_no_memory_of_the_size_of_the_weights():
+    p = nn.Parameter(np.zeros((512, 3, 3, 512), np.float32).transpose(0, 3, 1, 2))
+    p.grad = tr.Tensor(np.ones_like(p.data))
+    optimizer = optim.AdamW([p])
+    optimizer.step()
+    tracemalloc.start()
+    optimizer.step()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200_000, f"{peak:,} bytes for weights of {p.data.nbytes:,}"
+
+
+# --- what a step leaves as it is --------------------------------------------------------------------------------------
 
 
 def test_buffers_keep_the_memory_layout():
@@ -317,6 +436,20 @@ def test_resuming_from_the_state_changes_no_bit(name, options):
     run(second, resumed, range(4, 8), "float32")
     for p, q in zip(params, resumed, strict=True):
         np.testing.assert_array_equal(p.data, q.data)
+
+
+@pytest.mark.parametrize("name, options", OPTIMIZERS[1:], ids=ids[1:])
+def test_the_state_has_pytorchs_names_and_numbers(torch, name, options):
+    ours = parameters()
+    theirs = [torch.nn.Parameter(torch.tensor(p.data)) for p in ours]
+    lib = {optim: getattr(optim, name)(ours, **options), torch: getattr(torch.optim, name)(theirs, **options)}
+    run(lib[optim], ours, range(3))
+    run(lib[torch], theirs, range(3), wrap=torch.tensor)
+    for p, q in zip(ours, theirs, strict=True):
+        state, expected = lib[optim].state[p], lib[torch].state[q]
+        assert state.keys() == expected.keys()
+        for key, value in state.items():
+            np.testing.assert_allclose(value, expected[key].numpy(), rtol=1e-12, atol=1e-14)
 
 
 def test_state_arrays_are_copies():

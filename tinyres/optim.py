@@ -1,7 +1,7 @@
 """Optimizers: SGD, Adam and AdamW with PyTorch's arithmetic, clipping, and what else belongs to an update.
 
-Each rule is `update`, on arrays; what they share is in optimizer.py. The schedules live in schedules.py and are reached
-from here too: optim.MultiStepLR(...).
+Each rule is `update`, on the arrays of one parameter; its arithmetic is in tinyres.kernels (sgd and adam), what the
+rules share in optimizer.py. The schedules live in schedules.py and are reached from here too: optim.MultiStepLR(...).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from tinyres import nn
+from tinyres import kernels, nn
 from tinyres.ema import ExponentialMovingAverage
 from tinyres.kernels.layout import array_module
 from tinyres.optimizer import AuditWarning, Optimizer
@@ -42,17 +42,12 @@ class SGD(Optimizer):
             raise ValueError("SGD: nesterov=True needs a momentum above 0, got 0: pass momentum=0.9")
 
     def update(self, p: Any, grad: Any, group: dict[str, Any], state: dict[str, Any]) -> None:
-        decay, momentum = float(group["weight_decay"]), float(group["momentum"])
-        if decay:
-            grad = grad + decay * p
+        velocity, momentum = None, group["momentum"]
         if momentum:
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = array_module(p).zeros_like(p)
             velocity = state["momentum_buffer"]
-            velocity *= momentum
-            velocity += grad
-            grad = grad + momentum * velocity if group["nesterov"] else velocity
-        p -= float(group["lr"]) * grad
+        kernels.sgd(p, grad, velocity, group["lr"], momentum, group["weight_decay"], bool(group["nesterov"]))
 
 
 class Adam(Optimizer):
@@ -72,22 +67,16 @@ class Adam(Optimizer):
             raise ValueError(f"{self._name}: betas must be two numbers in [0, 1), got {betas}: (0.9, 0.999) is usual")
 
     def update(self, p: Any, grad: Any, group: dict[str, Any], state: dict[str, Any]) -> None:
-        decay = float(group["weight_decay"])
-        self._adam(p, grad + decay * p if decay else grad, group, state)
+        self._adam(p, grad, group, state, group["weight_decay"], 1.0)
 
-    def _adam(self, p: Any, grad: Any, group: dict[str, Any], state: dict[str, Any]) -> None:
-        xp = array_module(p)
+    def _adam(self, p: Any, grad: Any, group: dict[str, Any], state: dict[str, Any], decay: float,
+              shrink: float) -> None:
         if not state:
+            xp = array_module(p)
             state.update(step=0, exp_avg=xp.zeros_like(p), exp_avg_sq=xp.zeros_like(p))
         state["step"] += 1
-        beta1, beta2 = group["betas"]
-        mean, square = state["exp_avg"], state["exp_avg_sq"]
-        mean += (1 - beta1) * (grad - mean)
-        square *= beta2
-        square += (1 - beta2) * (grad * grad)
-        unbias1, unbias2 = 1 - beta1 ** state["step"], 1 - beta2 ** state["step"]
-        denominator = xp.sqrt(square) / math.sqrt(unbias2) + float(group["eps"])
-        p -= float(group["lr"]) / unbias1 * mean / denominator
+        kernels.adam(p, grad, state["exp_avg"], state["exp_avg_sq"], state["step"], group["lr"], group["betas"],
+                     group["eps"], decay, shrink)
 
 
 class AdamW(Adam):
@@ -98,8 +87,7 @@ class AdamW(Adam):
         super().__init__(parameters, lr, betas, eps, weight_decay)
 
     def update(self, p: Any, grad: Any, group: dict[str, Any], state: dict[str, Any]) -> None:
-        p *= 1 - float(group["lr"]) * float(group["weight_decay"])
-        self._adam(p, grad, group, state)
+        self._adam(p, grad, group, state, 0.0, 1 - group["lr"] * group["weight_decay"])
 
 
 def split_decay(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -35,13 +35,15 @@ def batch_norm_stats(x):
     M, C = values.shape
     lanes, (values,) = _widen(values)
     shift = values[0, :C].astype(np.float64)
+    shift[~np.isfinite(shift)] = 0  # Inf - Inf would be NaN where the mean is Inf
     tiled_shift = np.tile(shift, lanes)
-    sums = np.zeros((slots(len(values), M * C), 2, lanes * C))
+    cost = values.size / 4
+    sums = np.zeros((slots(len(values), cost), 2, lanes * C))
 
     def run(slot, start, stop):
         stats(values[start:stop], tiled_shift, sums[slot])
 
-    split(len(values), run, M * C)
+    split(len(values), run, cost)
     total, squares = sums.reshape(-1, 2, lanes, C).sum((0, 2))
     return shift + total / M, np.maximum(squares / M - (total / M) ** 2, 0)
 
@@ -56,7 +58,7 @@ def batch_norm_apply(x, scale, shift, residual, relu):
         part = slice(start, stop)
         apply(values[part], scale, shift, _part(added, part), relu, y[part])
 
-    split(len(values), run, values.size / 2)
+    split(len(values), run, values.size / 4)
     return from_rows(y, x.shape)
 
 
@@ -64,13 +66,14 @@ def batch_norm_grad_sums(g, x, mean, y):
     """sum of g' and sum of g' * (x - mean), float64 (C,)."""
     lanes, (gradient, values, outputs) = _widen(rows(g), x, y)
     mean = np.tile(mean.astype(np.float64), lanes)
-    sums = np.zeros((slots(len(values), values.size), 2, len(mean)))
+    cost = values.size / 2
+    sums = np.zeros((slots(len(values), cost), 2, len(mean)))
 
     def run(slot, start, stop):
         part = slice(start, stop)
         grad_sums(gradient[part], values[part], mean, _part(outputs, part), sums[slot])
 
-    split(len(values), run, values.size)
+    split(len(values), run, cost)
     total, products = sums.reshape(-1, 2, lanes, x.shape[1]).sum((0, 2))
     return total, products
 
@@ -86,7 +89,7 @@ def batch_norm_input_grad(g, x, a, b, d, y, residual):
         part = slice(start, stop)
         input_grad(gradient[part], values[part], a, b, d, _part(outputs, part), dx[part], _part(dres, part))
 
-    split(len(values), run, values.size)
+    split(len(values), run, values.size / 2)
     if not residual:
         return from_rows(dx, x.shape), None
     return from_rows(dx, x.shape), g if y is None else from_rows(dres, x.shape)
@@ -113,7 +116,10 @@ def _part(values, part):
 # ---- compiled: one range of rows ----
 #
 # An argument that is None selects another version of the code, compiled without the branch. The two sums take four rows
-# at a time: the accumulators lie in memory, and are then loaded and stored a quarter as often.
+# at a time, one from each quarter of the range. Four, because the accumulators lie in memory, and are then loaded and
+# stored a quarter as often. From four quarters, because a processor fetches ahead along each run of addresses that it
+# sees, and one run does not keep the memory busy: images that are not in the cache were read in 0.5 to 0.7 of the time
+# that four neighbouring rows took.
 
 
 @compiled
@@ -121,14 +127,14 @@ def stats(values, shift, sums):
     """sums[0] = sum of d, sums[1] = sum of d*d over the rows, with d = values - shift in float64."""
     M, C = values.shape
     total, squares = np.zeros(C), np.zeros(C)
-    fours = M // 4 * 4
-    for m in range(0, fours, 4):
+    q = M // 4
+    for m in range(q):
         for c in range(C):
-            d0, d1 = values[m, c] - shift[c], values[m + 1, c] - shift[c]
-            d2, d3 = values[m + 2, c] - shift[c], values[m + 3, c] - shift[c]
+            d0, d1 = values[m, c] - shift[c], values[m + q, c] - shift[c]
+            d2, d3 = values[m + 2 * q, c] - shift[c], values[m + 3 * q, c] - shift[c]
             total[c] += (d0 + d1) + (d2 + d3)
             squares[c] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
-    for m in range(fours, M):
+    for m in range(4 * q, M):
         for c in range(C):
             d = values[m, c] - shift[c]
             total[c] += d
@@ -153,16 +159,16 @@ def grad_sums(g, values, mean, y, sums):
     """sums[0] = sum of g', sums[1] = sum of g' * (values - mean) over the rows, in float64."""
     M, C = values.shape
     total, products = np.zeros(C), np.zeros(C)
-    fours = M // 4 * 4
-    for m in range(0, fours, 4):
+    q = M // 4
+    for m in range(q):
         for c in range(C):
-            g0, g1 = np.float64(_behind_relu(g, y, m, c)), np.float64(_behind_relu(g, y, m + 1, c))
-            g2, g3 = np.float64(_behind_relu(g, y, m + 2, c)), np.float64(_behind_relu(g, y, m + 3, c))
-            d0, d1 = values[m, c] - mean[c], values[m + 1, c] - mean[c]
-            d2, d3 = values[m + 2, c] - mean[c], values[m + 3, c] - mean[c]
+            g0, g1 = np.float64(_behind_relu(g, y, m, c)), np.float64(_behind_relu(g, y, m + q, c))
+            g2, g3 = np.float64(_behind_relu(g, y, m + 2 * q, c)), np.float64(_behind_relu(g, y, m + 3 * q, c))
+            d0, d1 = values[m, c] - mean[c], values[m + q, c] - mean[c]
+            d2, d3 = values[m + 2 * q, c] - mean[c], values[m + 3 * q, c] - mean[c]
             total[c] += (g0 + g1) + (g2 + g3)
             products[c] += (g0 * d0 + g1 * d1) + (g2 * d2 + g3 * d3)
-    for m in range(fours, M):
+    for m in range(4 * q, M):
         for c in range(C):
             gradient = np.float64(_behind_relu(g, y, m, c))
             total[c] += gradient

@@ -30,6 +30,8 @@ def evaluate_weights(
     normalize: Normalize = None,
     logits: Annotated[Path | None, typer.Option(help="Write the logits, (n, classes) float32, to this .npy.")] = None,
     batch: Annotated[int, setup.whole("Images at a time.")] = 250,
+    fold: Annotated[bool, typer.Option("--fold", help="Fold each batch norm into the convolution in front of it: "
+                                       "faster, the logits equal up to rounding.")] = False,
     kernels: setup.Kernels = "fast",
     json: setup.Json = False,
     quiet: setup.Quiet = False,
@@ -41,6 +43,7 @@ def evaluate_weights(
     """
     from tinyres import data as datasets
     from tinyres.files import write_atomically
+    from tinyres.nn import FoldedConv2d, fold_batch_norm
     from tinyres.train import evaluate
     from tinyres.weights import load, read
 
@@ -62,16 +65,21 @@ def evaluate_weights(
     mean, std, origin = _normalisation(source, normalize, dataset)
     network = setup.build(name, options)
     load(network, weights)
+    images = dataset.with_normalisation(mean, std)
+    if fold:
+        network = fold_batch_norm(network, images.batch([0])[0])
+    folded = sum(isinstance(layer, FoldedConv2d) for layer in network.modules())
     setup.say(f"{name} from {weights} on {len(dataset):,} images of {data} ({split}); input normalised by {origin}: "
-              f"mean {_numbers(mean)}, std {_numbers(std)}; kernels {kernels}", quiet)
-    found = evaluate(network, dataset.with_normalisation(mean, std), batch, show_progress=not quiet)
+              f"mean {_numbers(mean)}, std {_numbers(std)}; kernels {kernels}"
+              + (f"; {folded} batch norms folded" if fold else ""), quiet)
+    found = evaluate(network, images, batch, show_progress=not quiet)
     if logits is not None:
         content = io.BytesIO()
         np.save(content, found.logits, allow_pickle=False)
         write_atomically(logits, content.getvalue())
     result = {"accuracy": found.accuracy, "correct": found.correct, "n": found.n, "loss": found.loss, "model": name,
               "data": data, "split": split, "mean": list(mean), "std": list(std),
-              "seconds": round(time.perf_counter() - began, 2)}
+              "folded": folded, "seconds": round(time.perf_counter() - began, 2)}
     text = f"accuracy {found.accuracy:.2%} ({found.correct:,} of {found.n:,}), loss {found.loss:.5f}"
     setup.report(result, text, json)
 

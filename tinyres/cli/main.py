@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 import tinyres
+from tinyres.cli.bench import app as bench_app
 from tinyres.cli.claims import app as claims_app
 from tinyres.cli.data import app as data_app
 from tinyres.cli.doctor import diagnose
@@ -87,4 +88,5 @@ app.command("summary")(summarise)
 app.command("runs")(compare_runs)
 app.add_typer(data_app, name="data")
 app.add_typer(claims_app, name="claims")
+app.add_typer(bench_app, name="bench")
 app.command("doctor")(diagnose)

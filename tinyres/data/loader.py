@@ -1,8 +1,8 @@
 """Batches of a data set, epoch by epoch.
 
-There is no thread that works ahead: a batch of 128 costs about 1 ms of a training step of 165, and threads would fight
-the kernels for the cores. There is no state either: batch b of epoch e is a function of (seed, e, b), so a run resumes
-where it was by asking for `epoch(e, start_batch=b)`.
+There is no thread that works ahead: a batch of 128 costs about 0.3 ms, of a training step some 100, and threads would
+fight the kernels for the cores. There is no state either: batch b of epoch e is a function of (seed, e, b), so a run
+resumes where it was by asking for `epoch(e, start_batch=b)`.
 """
 
 import operator
