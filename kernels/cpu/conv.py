@@ -22,7 +22,7 @@ def _tiles(outputs, inputs, kernel, stride, dilation, groups):
     fewer, more = sorted((outputs, inputs))
     if tuple(kernel) != (3, 3) or (*stride, *dilation, groups) != (1, 1, 1, 1, 1) or fewer < 8:
         return 0, 0
-    return 2 if fewer >= 32 else 0, 4 if more <= 128 else 2
+    return 4 if more < 64 else 2, 4 if more <= 256 else 2
 
 
 def conv2d(x, w, stride, padding, dilation, groups):

@@ -30,6 +30,7 @@ from functools import lru_cache
 import numpy as np
 
 from ..layout import nchw, nhwc
+from ..memory import empty
 from ..reference import conv_output_size
 from .jit import compiled, inlined
 from .simd import LANES, ROWS, WIDTH, tile_add_product, tile_load, tile_store, tile_width, tile_zeros
@@ -48,7 +49,7 @@ def conv2d(x, w, stride, padding, dilation, groups):
     K, C, R, S = w.shape
     P, Q = conv_output_size(x.shape, (R, S), stride, padding, dilation)
     taps = [(r, s, r * dilation[0] - padding[0], s * dilation[1] - padding[1]) for r in range(R) for s in range(S)]
-    y = np.empty((x.shape[0], P, Q, K), x.dtype)
+    y = empty((x.shape[0], P, Q, K), x.dtype)
     weights = nhwc(w).reshape(groups, K // groups, R, S, C).transpose(0, 2, 3, 4, 1)  # (G, R, S, C/G, K/G)
     _correlate(nhwc(x), weights, tuple(taps), stride, y, (0, 0), (1, 1))
     return nchw(y)
@@ -58,7 +59,7 @@ def conv2d_input_grad(g, w, x_shape, stride, padding, dilation, groups):
     """dx (N, C, H, W), phase by phase."""
     (N, C, H, W), (K, _, R, S) = x_shape, w.shape
     gradient = nhwc(g)
-    dx = np.empty((N, H, W, C), g.dtype)
+    dx = empty((N, H, W, C), g.dtype)
     weights = nhwc(w).reshape(groups, K // groups, R, S, C // groups).transpose(0, 2, 3, 1, 4)  # (G, R, S, K/G, C/G)
     for a, b in np.ndindex(*stride):
         taps = [(r, s, (a + padding[0] - r * dilation[0]) // stride[0], (b + padding[1] - s * dilation[1]) // stride[1])
@@ -93,7 +94,7 @@ def conv2d_weight_grad(x, g, w_shape, stride, padding, dilation, groups):
     for other in sums[1:]:
         sums[0] += other
     runs = sums[0][..., : at.length].reshape(groups, K // groups, R * S, C)
-    dw = np.empty((K, R, S, C), x.dtype)
+    dw = empty((K, R, S, C), x.dtype)
     dw.reshape(groups, K // groups, R * S, C)[:, :, order] = runs
     return nchw(dw)
 

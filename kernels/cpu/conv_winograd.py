@@ -16,13 +16,20 @@ Over channels, each of the (m+2)^2 products is a matrix product. So:
         for each xi:    M[xi] = V[xi] @ U[xi]            U = G w G^T; tiles x C times C x K, in register tiles
         for each tile:  Y = A^T M A
 
-m = 4 is the faster and the less exact: its transforms multiply by up to 5 and 8, and then much cancels. A NaN or Inf in
-the image spreads over all outputs of the tiles that see it, a few pixels further than the window.
+B, G and A come from polynomials: tile and kernel are the coefficients of two, and their product is found from its
+values at m + 1 points and at infinity. m = 2 takes the points 0, 1, -1; m = 4 takes 0, a, -a, b, -b. With the usual
+a = 1, b = 2 the rounding errors are five times those of a direct convolution, as large numbers cancel; a = 5/8, b = 3/2
+make it two and a half times (the least of all multiples of 1/16, measured; Barabasz et al. 2020, "Error analysis and
+improving the accuracy of Winograd convolution", on why). A NaN or Inf in the image spreads over all outputs of the
+tiles that see it, a few pixels further than the window.
 """
+
+from functools import cache
 
 import numpy as np
 
 from ..layout import nchw, nhwc
+from ..memory import empty
 from .jit import compiled, inlined
 from .simd import (
     LANES,
@@ -39,12 +46,14 @@ from .simd import (
     tile_zeros,
     zeros,
 )
-from .threads import one_blas_thread, slots, split
+from .threads import one_blas_thread, scratch, slots, split
 
+a, b = 5 / 8, 3 / 2  # m = 4's points; these and their squares are exact in float32
+aa, bb, aabb, aa_bb, aaa, bbb = a * a, b * b, a * a * b * b, a * a + b * b, a**3, b**3
 G = {
     2: np.array([[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]]),
-    4: np.array([[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6],
-                 [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]),
+    4: np.array([[1 / aabb, 0, 0], *(np.array([1, p, p * p]) / (2 * p * p * (2 * p * p - aa_bb)) for p in (a, -a, b, -b)),
+                 [0, 0, 1]]),
 }
 BLOCK_VALUES = 160_000  # of V and M in a block, together: 640 KB in float32
 
@@ -53,7 +62,7 @@ def conv2d(x, w, padding, m):
     """y (N, K, P, Q) for w (K, C, 3, 3), stride 1; padding (height, width) may be negative, and then crops."""
     images = nhwc(x)
     N, H, W, _ = images.shape
-    y = np.empty((N, H + 2 * padding[0] - 2, W + 2 * padding[1] - 2, w.shape[0]), x.dtype)
+    y = empty((N, H + 2 * padding[0] - 2, W + 2 * padding[1] - 2, w.shape[0]), x.dtype)
     _convolve(images, nhwc(w).transpose(1, 2, 3, 0), padding, y, m)
     return nchw(y)
 
@@ -61,7 +70,7 @@ def conv2d(x, w, padding, m):
 def conv2d_input_grad(g, w, x_shape, padding, m):
     """dx (N, C, H, W): the convolution of g with the kernel turned round."""
     N, C, H, W = x_shape
-    dx = np.empty((N, H, W, C), g.dtype)
+    dx = empty((N, H, W, C), g.dtype)
     _convolve(nhwc(g), nhwc(w)[:, ::-1, ::-1].transpose(1, 2, 0, 3), (2 - padding[0], 2 - padding[1]), dx, m)
     return nchw(dx)
 
@@ -78,18 +87,15 @@ def conv2d_weight_grad(x, g, padding, m):
     sums = np.zeros((slots(count, cost), n * n * C * padded_K), x.dtype)
 
     def run(slot, start, stop):
-        V = np.empty(n * n * (block * padded_C + LANES), x.dtype)
-        M = np.empty(n * n * (block * padded_K + LANES), x.dtype)
-        small = np.empty(4 * n * n * LANES, x.dtype)
+        V, M, small = _work(n, block, padded_C, padded_K, x.dtype)
         weight_tiles(images.reshape(-1), images.shape, gradient.reshape(-1), gradient.shape, padding, m, tiles_h,
                      tiles_w, start, stop, block, V, M, small, sums[slot])
 
     split(count, run, cost)
     for other in sums[1:]:
         sums[0] += other
-    GG = np.kron(G[m], G[m]).astype(x.dtype)
     with one_blas_thread():
-        dw = GG.T @ sums[0].reshape(n * n, -1)
+        dw = _weight_basis(m, x.dtype).T @ sums[0].reshape(n * n, -1)
     dw = dw.reshape(3, 3, C, padded_K)[..., :K].transpose(3, 0, 1, 2)
     return nchw(np.ascontiguousarray(dw))
 
@@ -104,13 +110,17 @@ def _convolve(source, weights, padding, out, m):
     block = _block(n, padded_C + padded_K, count)
 
     def run(slot, start, stop):
-        V = np.empty(n * n * (block * padded_C + LANES), out.dtype)
-        M = np.empty(n * n * (block * padded_K + LANES), out.dtype)
-        small = np.empty(4 * n * n * LANES, out.dtype)
+        V, M, small = _work(n, block, padded_C, padded_K, out.dtype)
         convolve_tiles(source.reshape(-1), source.shape, U, out.reshape(-1), out.shape, padding, m, tiles_h, tiles_w,
                        start, stop, block, V, M, small)
 
     split(count, run, out.size * C * 9 / 300)
+
+
+def _work(n, block, padded_C, padded_K, dtype):
+    """The thread's V, M and the place for a tile between its two transforms."""
+    ends = np.cumsum([n * n * (block * padded_C + LANES), n * n * (block * padded_K + LANES), 4 * n * n * LANES])
+    return np.split(scratch((ends[-1],), dtype), ends[:-1])
 
 
 def _block(n, channels, count):
@@ -128,7 +138,13 @@ def transformed(weights, m):
         panel = panels[:, C * first : C * (first + width)].reshape(9, C, width)
         panel[..., : min(width, K - first)] = weights.reshape(9, C, K)[..., first : first + width]
     with one_blas_thread():
-        return (np.kron(G[m], G[m]).astype(weights.dtype) @ panels).reshape(-1)
+        return (_weight_basis(m, weights.dtype) @ panels).reshape(-1)
+
+
+@cache
+def _weight_basis(m, dtype):
+    """w (9,) -> U ((m+2)^2,): U = G w G^T as one matrix."""
+    return np.kron(G[m], G[m]).astype(dtype)
 
 
 # ---- compiled: blocks of tiles ----
@@ -315,13 +331,13 @@ def _input_1d(m, source, i, step, target, o, out_step):
         store(target, o + 3 * out_step, d1 - d3)
         return
     d4, d5 = load(source, i + 4 * step), load(source, i + 5 * step)
-    a, b, c, e = d4 - 4 * d2, d3 - 4 * d1, d4 - d2, d3 - d1
-    store(target, o, 4 * d0 - 5 * d2 + d4)
-    store(target, o + out_step, a + b)
-    store(target, o + 2 * out_step, a - b)
-    store(target, o + 3 * out_step, c + 2 * e)
-    store(target, o + 4 * out_step, c - 2 * e)
-    store(target, o + 5 * out_step, 4 * d1 - 5 * d3 + d5)
+    p, q, r, t = d4 - bb * d2, a * d3 - (a * bb) * d1, d4 - aa * d2, b * d3 - (b * aa) * d1
+    store(target, o, aabb * d0 - aa_bb * d2 + d4)
+    store(target, o + out_step, p + q)
+    store(target, o + 2 * out_step, p - q)
+    store(target, o + 3 * out_step, r + t)
+    store(target, o + 4 * out_step, r - t)
+    store(target, o + 5 * out_step, aabb * d1 - aa_bb * d3 + d5)
 
 
 @inlined
@@ -335,9 +351,9 @@ def _output_1d(m, source, i, step, target, o, out_step):
     d4, d5 = load(source, i + 4 * step), load(source, i + 5 * step)
     p, q, r, t = d1 + d2, d1 - d2, d3 + d4, d3 - d4
     store(target, o, d0 + p + r)
-    store(target, o + out_step, q + 2 * t)
-    store(target, o + 2 * out_step, p + 4 * r)
-    store(target, o + 3 * out_step, q + 8 * t + d5)
+    store(target, o + out_step, a * q + b * t)
+    store(target, o + 2 * out_step, aa * p + bb * r)
+    store(target, o + 3 * out_step, aaa * q + bbb * t + d5)
 
 
 @inlined
@@ -351,7 +367,7 @@ def _gradient_1d(m, source, i, step, target, o, out_step):
         store(target, o + 3 * out_step, zeros(source) - d1)
         return
     d2, d3 = load(source, i + 2 * step), load(source, i + 3 * step)
-    p, q, u, v = d0 + d2, d1 + d3, d0 + 4 * d2, 2 * d1 + 8 * d3
+    p, q, u, v = d0 + aa * d2, a * d1 + aaa * d3, d0 + bb * d2, b * d1 + bbb * d3
     store(target, o, d0)
     store(target, o + out_step, p + q)
     store(target, o + 2 * out_step, p - q)
