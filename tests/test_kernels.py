@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tinyres import kernels
 from tinyres.kernels import cpu as fast
-from tinyres.kernels import im2col, layout, loops, reference
+from tinyres.kernels import im2col, layout, loops, memory, reference
 from tinyres.kernels.cpu import conv_direct, conv_winograd, jit, norm, threads
 
 try:
@@ -61,6 +61,7 @@ def machine(thread_count, block=None, poison=False):
         if block:
             patch.setattr(conv_direct, "PANEL_VALUES", block)
             patch.setattr(conv_winograd, "BLOCK_VALUES", block)
+            conv_winograd._cut.cache_clear()
         poisoned = []
         if poison:
 
@@ -75,8 +76,12 @@ def machine(thread_count, block=None, poison=False):
 
             patch.setattr(np, "empty", poisoning(np.empty))
             patch.setattr(np, "empty_like", poisoning(np.empty_like))
-            patch.setattr(conv_direct, "scratch", poisoning(threads.scratch))
+            for module in (conv_direct, conv_winograd):
+                patch.setattr(module, "scratch", poisoning(threads.scratch))
+            for module in (conv_direct, conv_winograd, norm):
+                patch.setattr(module, "empty", poisoning(memory.empty))
         yield poisoned
+    conv_winograd._cut.cache_clear()
 
 
 # ---- convolution ----------------------------------------------------------------------------------------------------

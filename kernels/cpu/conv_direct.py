@@ -35,6 +35,7 @@ from ..reference import conv_output_size
 from .jit import compiled, inlined
 from .simd import LANES, ROWS, WIDTH, tile_add_product, tile_load, tile_store, tile_width, tile_zeros
 from .threads import scratch, slots, split
+from .window import read_window
 
 PANEL_VALUES = 4096  # of the weights that are used at a time: half of a first cache of 32 KiB, in float32
 
@@ -180,8 +181,8 @@ def correlate(source, H, W, C, window, offsets, panels, start, stop, chunk, out,
         if at.inside:
             values, base, pitch = source, ((n * H + p * at.stride_h + at.top) * W + at.left) * C, W * C
         else:
-            copy_window(source, n, H, W, C, window, p * at.stride_h + at.top, (count - 1) * at.stride_h + at.height + 1,
-                        at.left, at.width)
+            read_window(source, n, H, W, C, p * at.stride_h + at.top, at.left,
+                        (count - 1) * at.stride_h + at.height + 1, at.width, window, C)
             values, base, pitch = window, 0, at.width * C
         c, k = C // at.G, K // at.G
         for group in range(at.G):
@@ -210,36 +211,6 @@ def correlate(source, H, W, C, window, offsets, panels, start, stop, chunk, out,
                 panel += total * lanes
                 first_channel += lanes
         row += count
-
-
-@compiled
-def copy_window(source, n, H, W, C, window, top, height, left, width):
-    """window[i, j] = pixel (top + i, left + j) of image n, or zero beyond its edges."""
-    for i in range(height):
-        h = top + i
-        target = i * width * C
-        if h < 0 or h >= H:
-            _clear(window, target, width * C)
-            continue
-        before = min(max(-left, 0), width)
-        inside = max(min(W - left, width) - before, 0)
-        _clear(window, target, before * C)
-        _copy(window, target + before * C, source, ((n * H + h) * W + left + before) * C, inside * C)
-        _clear(window, target + (before + inside) * C, (width - before - inside) * C)
-
-
-@inlined
-def _clear(values, i, count):
-    i = np.uint64(i)
-    for j in range(np.uint64(count)):
-        values[i + j] = 0
-
-
-@inlined
-def _copy(target, to, source, start, count):
-    to, start = np.uint64(to), np.uint64(start)
-    for j in range(np.uint64(count)):
-        target[to + j] = source[start + j]
 
 
 @inlined
@@ -279,8 +250,8 @@ def weight_sums(source, H, W, C, window, offsets, g, start, stop, rows, K, pitch
     while row < stop:
         n, p = divmod(row, at.P)
         count = min(min(stop - row, at.P - p), rows)
-        copy_window(source, n, H, W, C, window, p * at.stride_h + at.top, (count - 1) * at.stride_h + at.height + 1,
-                    at.left, at.width)
+        read_window(source, n, H, W, C, p * at.stride_h + at.top, at.left, (count - 1) * at.stride_h + at.height + 1,
+                    at.width, window, C)
         row_pitch = at.stride_h * at.width * C
         for group in range(at.G):
             for run in range(offsets.size):
@@ -320,7 +291,7 @@ def _reduce(tile, g, b, K, count, Q, X, a, row_pitch, step, sums, s, sums_step):
     tile = tile_load(tile, sums, s, sums_step, tile_width(tile))
     for p in range(count):
         x = a + p * row_pitch
-        for q in range(Q):
+        for _ in range(Q):
             tile = tile_add_product(tile, g, b, 1, X, x)
             b += K
             x += step

@@ -24,7 +24,8 @@ improving the accuracy of Winograd convolution", on why). A NaN or Inf in the im
 tiles that see it, a few pixels further than the window.
 """
 
-from functools import cache
+from collections import namedtuple
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -36,9 +37,7 @@ from .simd import (
     ROWS,
     WIDTH,
     load,
-    load_some,
     store,
-    store_some,
     tile_add_product,
     tile_load,
     tile_store,
@@ -47,15 +46,17 @@ from .simd import (
     zeros,
 )
 from .threads import one_blas_thread, scratch, slots, split
+from .window import read_window, write_window
 
 a, b = 5 / 8, 3 / 2  # m = 4's points; these and their squares are exact in float32
 aa, bb, aabb, aa_bb, aaa, bbb = a * a, b * b, a * a * b * b, a * a + b * b, a**3, b**3
 G = {
     2: np.array([[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]]),
-    4: np.array([[1 / aabb, 0, 0], *(np.array([1, p, p * p]) / (2 * p * p * (2 * p * p - aa_bb)) for p in (a, -a, b, -b)),
-                 [0, 0, 1]]),
+    4: np.array([[1 / aabb, 0, 0], *([1 / s, p / s, p * p / s] for p in (a, -a, b, -b)
+                                     for s in [2 * p * p * (2 * p * p - aa_bb)]), [0, 0, 1]]),
 }
 BLOCK_VALUES = 160_000  # of V and M in a block, together: 640 KB in float32
+BLOCK_TILES = 96
 
 
 def conv2d(x, w, padding, m):
@@ -78,54 +79,58 @@ def conv2d_input_grad(g, w, x_shape, padding, m):
 def conv2d_weight_grad(x, g, padding, m):
     """dw (K, C, 3, 3): each thread sums its tiles in the basis of U; the sums are added, then turned back."""
     images, gradient = nhwc(x), nhwc(g)
-    (N, P, Q, K), C, n = gradient.shape, images.shape[3], m + 2
-    tiles_h, tiles_w = -(-P // m), -(-Q // m)
-    padded_C, padded_K = -(-C // LANES) * LANES, -(-K // LANES) * LANES
+    K, C = gradient.shape[3], images.shape[3]
+    cut = _cut(gradient.shape, C, m)
     cost = gradient.size * C * 9 / 300
-    count = N * tiles_h * tiles_w
-    block = _block(n, padded_C + padded_K, count)
-    sums = np.zeros((slots(count, cost), n * n * C * padded_K), x.dtype)
+    sums = np.zeros((slots(cut.strips, cost), cut.n**2 * C * cut.K), x.dtype)
 
     def run(slot, start, stop):
-        V, M, small = _work(n, block, padded_C, padded_K, x.dtype)
-        weight_tiles(images.reshape(-1), images.shape, gradient.reshape(-1), gradient.shape, padding, m, tiles_h,
-                     tiles_w, start, stop, block, V, M, small, sums[slot])
+        weight_tiles(images.reshape(-1), images.shape, gradient.reshape(-1), gradient.shape, padding, cut, start, stop,
+                     *_work(cut, x.dtype), sums[slot])
 
-    split(count, run, cost)
+    split(cut.strips, run, cost)
     for other in sums[1:]:
         sums[0] += other
     with one_blas_thread():
-        dw = _weight_basis(m, x.dtype).T @ sums[0].reshape(n * n, -1)
-    dw = dw.reshape(3, 3, C, padded_K)[..., :K].transpose(3, 0, 1, 2)
+        dw = _weight_basis(m, x.dtype).T @ sums[0].reshape(cut.n**2, -1)
+    dw = dw.reshape(3, 3, C, cut.K)[..., :K].transpose(3, 0, 1, 2)
     return nchw(np.ascontiguousarray(dw))
 
 
 def _convolve(source, weights, padding, out, m):
     """out = source * weights, all channels last: (N, H, W, C) and (3, 3, C, K)."""
-    (N, P, Q, K), C, n = out.shape, source.shape[3], m + 2
-    tiles_h, tiles_w = -(-P // m), -(-Q // m)
-    padded_C, padded_K = -(-C // LANES) * LANES, -(-K // LANES) * LANES
+    cut = _cut(out.shape, source.shape[3], m)
     U = transformed(weights, m)
-    count = N * tiles_h * tiles_w
-    block = _block(n, padded_C + padded_K, count)
 
     def run(slot, start, stop):
-        V, M, small = _work(n, block, padded_C, padded_K, out.dtype)
-        convolve_tiles(source.reshape(-1), source.shape, U, out.reshape(-1), out.shape, padding, m, tiles_h, tiles_w,
-                       start, stop, block, V, M, small)
+        convolve_tiles(source.reshape(-1), source.shape, U, out.reshape(-1), out.shape, padding, cut, start, stop,
+                       *_work(cut, out.dtype))
 
-    split(count, run, out.size * C * 9 / 300)
-
-
-def _work(n, block, padded_C, padded_K, dtype):
-    """The thread's V, M and the place for a tile between its two transforms."""
-    ends = np.cumsum([n * n * (block * padded_C + LANES), n * n * (block * padded_K + LANES), 4 * n * n * LANES])
-    return np.split(scratch((ends[-1],), dtype), ends[:-1])
+    split(cut.strips, run, out.size * source.shape[3] * 9 / 300)
 
 
-def _block(n, channels, count):
-    """Tiles of a block: a multiple of ROWS."""
-    return max(ROWS, min(BLOCK_VALUES // (n * n * channels), 96, count) // ROWS * ROWS)
+# How images are cut: into `strips`, each a row of `tiles` tiles, of which a block has `block`; C and K are the channels
+# filled up to whole vectors; V_step and M_step lie between the places of two products of a tile. No power of two, or
+# all would fall into the same few lines of the cache.
+Cut = namedtuple("Cut", "m n tiles strips strips_of_image block C K V_step M_step")
+
+
+@lru_cache(maxsize=512)
+def _cut(y_shape, C, m):
+    (N, P, Q, K), n = y_shape, m + 2
+    C, K = -(-C // LANES) * LANES, -(-K // LANES) * LANES
+    height, tiles = -(-P // m), -(-Q // m)
+    block = max(1, min(BLOCK_VALUES // (n * n * (C + K)), BLOCK_TILES, N * height * tiles) // tiles)
+    return Cut(m, n, tiles, N * height, height, block, C, K, block * tiles * C + LANES, block * tiles * K + LANES)
+
+
+def _work(cut, dtype):
+    """A thread's memory: V, M, strips of the image and of the output, and a tile between its two transforms."""
+    ends = np.cumsum([cut.n**2 * cut.V_step, cut.n**2 * cut.M_step, cut.n * (cut.tiles * cut.m + 2) * cut.C,
+                      cut.m * cut.tiles * cut.m * cut.K, cut.n**2 * LANES])
+    parts = np.split(scratch((ends[-1],), dtype), ends[:-1])
+    parts[2][:] = parts[3][:] = 0  # also the channels that only fill up a vector
+    return parts
 
 
 def transformed(weights, m):
@@ -151,52 +156,62 @@ def _weight_basis(m, dtype):
 
 
 @compiled
-def convolve_tiles(x, x_shape, U, y, y_shape, padding, m, tiles_h, tiles_w, start, stop, block, V, M, small):
-    (_, H, W, C), (_, P, Q, K), n = x_shape, y_shape, m + 2
-    padded_C, padded_K = (C + LANES - 1) // LANES * LANES, (K + LANES - 1) // LANES * LANES
-    V_step, M_step = block * padded_C + LANES, block * padded_K + LANES  # not a power of two: other lines of the cache
-    for first in range(start, stop, block):
-        tiles = min(block, stop - first)
-        for t in range(tiles):
-            image, rest = divmod(first + t, tiles_h * tiles_w)
-            ty, tx = divmod(rest, tiles_w)
-            input_tile(x, image, ty * m - padding[0], tx * m - padding[1], H, W, C, m, V, t * padded_C, V_step, small)
-        for xi in range(n * n):
-            for k in range(0, padded_K, WIDTH):
-                u = (xi * padded_K + k) * C
-                if padded_K - k > LANES:
-                    _products(tile_zeros(y, ROWS, 2), tile_zeros(y, 4, 2), tile_zeros(y, 1, 2), tiles, V, xi * V_step,
-                              padded_C, C, U, u, M, xi * M_step + k, padded_K)
+def convolve_tiles(x, x_shape, U, y, y_shape, padding, at, start, stop, V, M, strip, out, small):
+    """Strips start..stop of all images, counted together."""
+    (_, H, W, C), (_, P, Q, K) = x_shape, y_shape
+    for first in range(start, stop, at.block):
+        strips = min(at.block, stop - first)
+        _input_strips(x, H, W, C, padding, at, first, strips, V, strip, small)
+        tiles = strips * at.tiles
+        for xi in range(at.n * at.n):
+            for k in range(0, at.K, WIDTH):
+                u = (xi * at.K + k) * C
+                if at.K - k > LANES:
+                    _products(tile_zeros(y, ROWS, 2), tile_zeros(y, 4, 2), tile_zeros(y, 1, 2), tiles, V,
+                              xi * at.V_step, at.C, C, U, u, M, xi * at.M_step + k, at.K)
                 else:
-                    _products(tile_zeros(y, ROWS, 1), tile_zeros(y, 4, 1), tile_zeros(y, 1, 1), tiles, V, xi * V_step,
-                              padded_C, C, U, u, M, xi * M_step + k, padded_K)
-        for t in range(tiles):
-            image, rest = divmod(first + t, tiles_h * tiles_w)
-            ty, tx = divmod(rest, tiles_w)
-            output_tile(M, t * padded_K, M_step, image, ty * m, tx * m, P, Q, K, m, y, small)
+                    _products(tile_zeros(y, ROWS, 1), tile_zeros(y, 4, 1), tile_zeros(y, 1, 1), tiles, V,
+                              xi * at.V_step, at.C, C, U, u, M, xi * at.M_step + k, at.K)
+        for s in range(strips):
+            n, row = divmod(first + s, at.strips_of_image)
+            for t in range(at.tiles):
+                output_tile(M, (s * at.tiles + t) * at.K, at, out, t * at.m * at.K, small)
+            write_window(out, at.K, at.tiles * at.m, y, n, P, Q, K, row * at.m, at.m)
 
 
 @compiled
-def weight_tiles(x, x_shape, g, g_shape, padding, m, tiles_h, tiles_w, start, stop, block, V, M, small, sums):
-    (_, H, W, C), (_, P, Q, K), n = x_shape, g_shape, m + 2
-    padded_C, padded_K = (C + LANES - 1) // LANES * LANES, (K + LANES - 1) // LANES * LANES
-    V_step, M_step = block * padded_C + LANES, block * padded_K + LANES
-    for first in range(start, stop, block):
-        tiles = min(block, stop - first)
-        for t in range(tiles):
-            image, rest = divmod(first + t, tiles_h * tiles_w)
-            ty, tx = divmod(rest, tiles_w)
-            input_tile(x, image, ty * m - padding[0], tx * m - padding[1], H, W, C, m, V, t * padded_C, V_step, small)
-            gradient_tile(g, image, ty * m, tx * m, P, Q, K, m, M, t * padded_K, M_step, small)
-        for xi in range(n * n):
-            for k in range(0, padded_K, WIDTH):
-                s = xi * C * padded_K + k
-                if padded_K - k > LANES:
-                    _sums(tile_zeros(g, ROWS, 2), tile_zeros(g, 4, 2), tile_zeros(g, 1, 2), C, V, xi * V_step, padded_C,
-                          tiles, M, xi * M_step + k, padded_K, sums, s)
+def weight_tiles(x, x_shape, g, g_shape, padding, at, start, stop, V, M, strip, out, small, sums):
+    """sums[xi, c, k] += V[xi, tile, c] * M[xi, tile, k] over the tiles of strips start..stop."""
+    (_, H, W, C), (_, P, Q, K) = x_shape, g_shape
+    for first in range(start, stop, at.block):
+        strips = min(at.block, stop - first)
+        _input_strips(x, H, W, C, padding, at, first, strips, V, strip, small)
+        for s in range(strips):
+            n, row = divmod(first + s, at.strips_of_image)
+            read_window(g, n, P, Q, K, row * at.m, 0, at.m, at.tiles * at.m, out, at.K)
+            for t in range(at.tiles):
+                gradient_tile(out, t * at.m * at.K, at, M, (s * at.tiles + t) * at.K, small)
+        tiles = strips * at.tiles
+        for xi in range(at.n * at.n):
+            for k in range(0, at.K, WIDTH):
+                s = xi * C * at.K + k
+                if at.K - k > LANES:
+                    _sums(tile_zeros(g, ROWS, 2), tile_zeros(g, 4, 2), tile_zeros(g, 1, 2), C, V, xi * at.V_step, at.C,
+                          tiles, M, xi * at.M_step + k, at.K, sums, s)
                 else:
-                    _sums(tile_zeros(g, ROWS, 1), tile_zeros(g, 4, 1), tile_zeros(g, 1, 1), C, V, xi * V_step, padded_C,
-                          tiles, M, xi * M_step + k, padded_K, sums, s)
+                    _sums(tile_zeros(g, ROWS, 1), tile_zeros(g, 4, 1), tile_zeros(g, 1, 1), C, V, xi * at.V_step, at.C,
+                          tiles, M, xi * at.M_step + k, at.K, sums, s)
+
+
+@compiled
+def _input_strips(x, H, W, C, padding, at, first, strips, V, strip, small):
+    """V of all tiles of so many strips."""
+    width = at.tiles * at.m + 2
+    for s in range(strips):
+        n, row = divmod(first + s, at.strips_of_image)
+        read_window(x, n, H, W, C, row * at.m - padding[0], -padding[1], at.n, width, strip, at.C)
+        for t in range(at.tiles):
+            input_tile(strip, t * at.m * at.C, width * at.C, at, V, (s * at.tiles + t) * at.C, small)
 
 
 @inlined
@@ -256,68 +271,35 @@ def _sum(tile, A, a, A_step, tiles, B, b, B_step, S, s):
 
 
 @compiled
-def input_tile(x, image, top, left, H, W, C, m, V, v, V_step, small):
-    """V[xi, v:] = (B^T d B)[xi] for the tile d whose corner is (top, left), zero beyond the edges."""
-    n = m + 2
-    corner = ((image * H + top) * W + left) * C
-    inside = 0 <= top and top + n <= H and 0 <= left and left + n <= W
-    for c in range(0, C, LANES):
-        if inside and c + LANES <= C:
-            for j in range(n):
-                _input_1d(m, x, corner + j * C + c, W * C, small, j * LANES, n * LANES)
-        else:
-            for i in range(n):
-                for j in range(n):
-                    pixel = zeros(x)
-                    if 0 <= top + i < H and 0 <= left + j < W:
-                        pixel = load_some(x, corner + (i * W + j) * C + c, C - c)
-                    store(small, (n * n + i * n + j) * LANES, pixel)
-            for j in range(n):
-                _input_1d(m, small, (n * n + j) * LANES, n * LANES, small, j * LANES, n * LANES)
-        for i in range(n):
-            _input_1d(m, small, i * n * LANES, LANES, V, i * n * V_step + v + c, V_step)
+def input_tile(strip, d, row, at, V, v, small):
+    """V[xi, v:] = (B^T d B)[xi] for the tile at strip[d:], whose rows lie `row` values apart."""
+    for c in range(0, at.C, LANES):
+        for j in range(at.n):
+            _input_1d(at.m, strip, d + j * at.C + c, row, small, j * LANES, at.n * LANES)
+        for i in range(at.n):
+            _input_1d(at.m, small, i * at.n * LANES, LANES, V, i * at.n * at.V_step + v + c, at.V_step)
 
 
 @compiled
-def output_tile(M, v, M_step, image, top, left, P, Q, K, m, y, small):
-    """y at the tile with the corner (top, left) = A^T M A; what lies beyond the edges is not written."""
-    n = m + 2
-    corner = ((image * P + top) * Q + left) * K
-    inside = top + m <= P and left + m <= Q
-    for k in range(0, K, LANES):
-        for j in range(n):
-            _output_1d(m, M, j * M_step + v + k, n * M_step, small, j * LANES, n * LANES)
-        if inside and k + LANES <= K:
-            for i in range(m):
-                _output_1d(m, small, i * n * LANES, LANES, y, corner + i * Q * K + k, K)
-            continue
-        for i in range(min(m, P - top)):
-            _output_1d(m, small, i * n * LANES, LANES, small, n * n * LANES, LANES)
-            for j in range(min(m, Q - left)):
-                store_some(y, corner + (i * Q + j) * K + k, load(small, (n * n + j) * LANES), K - k)
+def output_tile(M, v, at, out, o, small):
+    """The tile at out[o:] = A^T M A."""
+    row = at.tiles * at.m * at.K
+    for k in range(0, at.K, LANES):
+        for j in range(at.n):
+            _output_1d(at.m, M, j * at.M_step + v + k, at.n * at.M_step, small, j * LANES, at.n * LANES)
+        for i in range(at.m):
+            _output_1d(at.m, small, i * at.n * LANES, LANES, out, o + i * row + k, at.K)
 
 
 @compiled
-def gradient_tile(g, image, top, left, P, Q, K, m, M, v, M_step, small):
-    """M[xi, v:] = (A g A^T)[xi] for the m x m tile of g with the corner (top, left), zero beyond the edges."""
-    n = m + 2
-    corner = ((image * P + top) * Q + left) * K
-    inside = top + m <= P and left + m <= Q
-    for k in range(0, K, LANES):
-        if inside and k + LANES <= K:
-            for j in range(m):
-                _gradient_1d(m, g, corner + j * K + k, Q * K, small, j * LANES, m * LANES)
-        else:
-            for i in range(m):
-                for j in range(m):
-                    pixel = zeros(g)
-                    if top + i < P and left + j < Q:
-                        pixel = load_some(g, corner + (i * Q + j) * K + k, K - k)
-                    store(small, (n * n + i * m + j) * LANES, pixel)
-            for j in range(m):
-                _gradient_1d(m, small, (n * n + j) * LANES, m * LANES, small, j * LANES, m * LANES)
-        for i in range(n):
-            _gradient_1d(m, small, i * m * LANES, LANES, M, i * n * M_step + v + k, M_step)
+def gradient_tile(strip, d, at, M, v, small):
+    """M[xi, v:] = (A g A^T)[xi] for the tile g at strip[d:]."""
+    row = at.tiles * at.m * at.K
+    for k in range(0, at.K, LANES):
+        for j in range(at.m):
+            _gradient_1d(at.m, strip, d + j * at.K + k, row, small, j * LANES, at.m * LANES)
+        for i in range(at.n):
+            _gradient_1d(at.m, small, i * at.m * LANES, LANES, M, i * at.n * at.M_step + v + k, at.M_step)
 
 
 @inlined
