@@ -49,7 +49,7 @@ def cases(draw, channels=67):
 @pytest.mark.parametrize("m", [2, 4])
 @quick(60)
 @given(case=cases(), dtype=st.sampled_from(DTYPES), thread_count=st.integers(1, 3),
-       block=st.sampled_from([1, 5000, 160_000]), poison=st.booleans())
+       block=st.sampled_from([1, 7, 64]), poison=st.booleans())
 def test_winograd_equals_reference(m, case, dtype, thread_count, block, poison):
     x, w, g = case.arrays(dtype)
     wide = [a.astype(np.float64) for a in (x, w, g)]

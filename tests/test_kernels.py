@@ -60,7 +60,7 @@ def machine(thread_count, block=None, poison=False):
         patch.setattr(threads, "NANOSECONDS_WORTH_A_THREAD", 1e-9)
         if block:
             patch.setattr(conv_direct, "PANEL_VALUES", block)
-            patch.setattr(conv_winograd, "BLOCK_VALUES", block)
+            patch.setattr(conv_winograd, "BLOCK", block)
             conv_winograd._cut.cache_clear()
         poisoned = []
         if poison:

@@ -45,7 +45,7 @@ from .simd import (
     tile_zeros,
     zeros,
 )
-from .threads import one_blas_thread, scratch, slots, split
+from .threads import scratch, slots, split
 from .window import read_window, write_window
 
 a, b = 5 / 8, 3 / 2  # m = 4's points; these and their squares are exact in float32
@@ -55,16 +55,14 @@ G = {
     4: np.array([[1 / aabb, 0, 0], *([1 / s, p / s, p * p / s] for p in (a, -a, b, -b)
                                      for s in [2 * p * p * (2 * p * p - aa_bb)]), [0, 0, 1]]),
 }
-BLOCK_VALUES = 160_000  # of V and M in a block, together: 640 KB in float32
-BLOCK_TILES = 96
+BLOCK = 64  # tiles: enough to use each product of the weights often, few enough for the second cache
 
 
 def conv2d(x, w, padding, m):
     """y (N, K, P, Q) for w (K, C, 3, 3), stride 1; padding (height, width) may be negative, and then crops."""
-    images = nhwc(x)
-    N, H, W, _ = images.shape
-    y = empty((N, H + 2 * padding[0] - 2, W + 2 * padding[1] - 2, w.shape[0]), x.dtype)
-    _convolve(images, nhwc(w).transpose(1, 2, 3, 0), padding, y, m)
+    (N, H, W, C), K = nhwc(x).shape, w.shape[0]
+    y = empty((N, H + 2 * padding[0] - 2, W + 2 * padding[1] - 2, K), x.dtype)
+    _convolve(nhwc(x), nhwc(w), Taps(0, C, 1, 9 * C), padding, y, m)
     return nchw(y)
 
 
@@ -72,7 +70,7 @@ def conv2d_input_grad(g, w, x_shape, padding, m):
     """dx (N, C, H, W): the convolution of g with the kernel turned round."""
     N, C, H, W = x_shape
     dx = empty((N, H, W, C), g.dtype)
-    _convolve(nhwc(g), nhwc(w)[:, ::-1, ::-1].transpose(1, 2, 0, 3), (2 - padding[0], 2 - padding[1]), dx, m)
+    _convolve(nhwc(g), nhwc(w), Taps(8 * C, -C, 9 * C, 1), (2 - padding[0], 2 - padding[1]), dx, m)
     return nchw(dx)
 
 
@@ -82,46 +80,53 @@ def conv2d_weight_grad(x, g, padding, m):
     K, C = gradient.shape[3], images.shape[3]
     cut = _cut(gradient.shape, C, m)
     cost = gradient.size * C * 9 / 300
-    sums = np.zeros((slots(cut.strips, cost), cut.n**2 * C * cut.K), x.dtype)
+    sums = empty((slots(cut.strips, cost), cut.n**2 * cut.S_step), x.dtype)
 
     def run(slot, start, stop):
         weight_tiles(images.reshape(-1), images.shape, gradient.reshape(-1), gradient.shape, padding, cut, start, stop,
                      *_work(cut, x.dtype), sums[slot])
 
     split(cut.strips, run, cost)
-    for other in sums[1:]:
-        sums[0] += other
-    with one_blas_thread():
-        dw = _weight_basis(m, x.dtype).T @ sums[0].reshape(cut.n**2, -1)
-    dw = dw.reshape(3, 3, C, cut.K)[..., :K].transpose(3, 0, 1, 2)
-    return nchw(np.ascontiguousarray(dw))
+    dw = empty((K, 3, 3, C), x.dtype)
+    split(K, lambda slot, start, stop: weights_of(sums, C, _basis(m, x.dtype), cut, dw.reshape(-1), start, stop),
+          sums.size / 4)
+    return nchw(dw)
 
 
-def _convolve(source, weights, padding, out, m):
-    """out = source * weights, all channels last: (N, H, W, C) and (3, 3, C, K)."""
-    cut = _cut(out.shape, source.shape[3], m)
-    U = transformed(weights, m)
+# Where the value of a tap for input channel c and output channel k of a convolution lies in the memory of the weights:
+# at first + tap*step + c*c_step + k*k_step.
+Taps = namedtuple("Taps", "first step c_step k_step")
+
+
+def _convolve(source, w, taps, padding, out, m):
+    """out = source convolved with w, whose nine `taps` lie as described; images channels last."""
+    C, K, dtype = source.shape[3], out.shape[3], out.dtype
+    cut = _cut(out.shape, C, m)
+    U = empty((cut.n**2 * cut.U_step,), dtype)
+    split(cut.K // LANES, lambda slot, start, stop: weight_products(
+        w.reshape(-1), taps, C, K, _basis(m, dtype), cut, U, scratch((9 * LANES,), dtype), start, stop), U.size / 4)
 
     def run(slot, start, stop):
         convolve_tiles(source.reshape(-1), source.shape, U, out.reshape(-1), out.shape, padding, cut, start, stop,
-                       *_work(cut, out.dtype))
+                       *_work(cut, dtype))
 
-    split(cut.strips, run, out.size * source.shape[3] * 9 / 300)
+    split(cut.strips, run, out.size * C * 9 / 300)
 
 
 # How images are cut: into `strips`, each a row of `tiles` tiles, of which a block has `block`; C and K are the channels
-# filled up to whole vectors; V_step and M_step lie between the places of two products of a tile. No power of two, or
-# all would fall into the same few lines of the cache.
-Cut = namedtuple("Cut", "m n tiles strips strips_of_image block C K V_step M_step")
+# filled up to whole vectors. From one product of a tile to the next it is V_step, M_step, U_step or S_step values in V,
+# M, U and the sums: no powers of two, or all would fall into the same few lines of the cache.
+Cut = namedtuple("Cut", "m n tiles strips strips_of_image block C K V_step M_step U_step S_step")
 
 
 @lru_cache(maxsize=512)
 def _cut(y_shape, C, m):
     (N, P, Q, K), n = y_shape, m + 2
-    C, K = -(-C // LANES) * LANES, -(-K // LANES) * LANES
+    full_C, full_K = -(-C // LANES) * LANES, -(-K // LANES) * LANES
     height, tiles = -(-P // m), -(-Q // m)
-    block = max(1, min(BLOCK_VALUES // (n * n * (C + K)), BLOCK_TILES, N * height * tiles) // tiles)
-    return Cut(m, n, tiles, N * height, height, block, C, K, block * tiles * C + LANES, block * tiles * K + LANES)
+    block = max(1, min(BLOCK, N * height * tiles) // tiles)
+    return Cut(m, n, tiles, N * height, height, block, full_C, full_K, block * tiles * full_C + LANES,
+               block * tiles * full_K + LANES, C * full_K + LANES, full_C * K + LANES)
 
 
 def _work(cut, dtype):
@@ -133,23 +138,47 @@ def _work(cut, dtype):
     return parts
 
 
-def transformed(weights, m):
-    """(3, 3, C, K) -> U = G w G^T, flat: (xi, panels of WIDTH outputs, or LANES in the last, C, panel)."""
-    C, K = weights.shape[2:]
-    padded = -(-K // LANES) * LANES
-    panels = np.zeros((9, C * padded), weights.dtype)
-    for first in range(0, padded, WIDTH):
-        width = min(WIDTH, padded - first)
-        panel = panels[:, C * first : C * (first + width)].reshape(9, C, width)
-        panel[..., : min(width, K - first)] = weights.reshape(9, C, K)[..., first : first + width]
-    with one_blas_thread():
-        return (_weight_basis(m, weights.dtype) @ panels).reshape(-1)
-
-
 @cache
-def _weight_basis(m, dtype):
-    """w (9,) -> U ((m+2)^2,): U = G w G^T as one matrix."""
-    return np.kron(G[m], G[m]).astype(dtype)
+def _basis(m, dtype):
+    """The matrix ((m+2)^2, 9), flat, that maps the taps to U = G w G^T."""
+    return np.kron(G[m], G[m]).astype(dtype).reshape(-1)
+
+
+# ---- compiled: weights ----
+
+
+@compiled
+def weight_products(w, taps, C, K, basis, at, U, vectors, start, stop):
+    """U[xi, panel, c, k] for vectors start..stop of output channels; a panel has WIDTH of them, the last maybe LANES.
+
+    The taps of a vector are gathered first, and are 0 for channels that only fill it up.
+    """
+    for number in range(start, stop):
+        k = number * LANES
+        panel = k // WIDTH * WIDTH
+        width = min(WIDTH, at.K - panel)
+        for c in range(C):
+            for tap in range(9):
+                place = taps.first + tap * taps.step + c * taps.c_step + k * taps.k_step
+                for lane in range(LANES):
+                    vectors[tap * LANES + lane] = w[place + lane * taps.k_step] if k + lane < K else 0
+            for xi in range(0, basis.size // 9, 4):
+                tile = tile_zeros(U, 4, 1)
+                for tap in range(9):
+                    tile = tile_add_product(tile, basis, xi * 9 + tap, 9, vectors, tap * LANES)
+                tile_store(tile, U, xi * at.U_step + panel * C + c * width + k - panel, at.U_step, LANES)
+
+
+@compiled
+def weights_of(sums, C, basis, at, dw, start, stop):
+    """dw[k, tap, c] for output channels start..stop: the threads' sums[xi, k, c], added and turned back."""
+    for k in range(start, stop):
+        for c in range(0, C, LANES):
+            tile = tile_zeros(dw, 9, 1)
+            for slot in range(len(sums)):
+                for xi in range(basis.size // 9):
+                    tile = tile_add_product(tile, basis, xi * 9, 1, sums[slot], xi * at.S_step + k * at.C + c)
+            tile_store(tile, dw, k * 9 * C + c, C, min(C - c, LANES))
 
 
 # ---- compiled: blocks of tiles ----
@@ -165,7 +194,7 @@ def convolve_tiles(x, x_shape, U, y, y_shape, padding, at, start, stop, V, M, st
         tiles = strips * at.tiles
         for xi in range(at.n * at.n):
             for k in range(0, at.K, WIDTH):
-                u = (xi * at.K + k) * C
+                u = xi * at.U_step + k * C
                 if at.K - k > LANES:
                     _products(tile_zeros(y, ROWS, 2), tile_zeros(y, 4, 2), tile_zeros(y, 1, 2), tiles, V,
                               xi * at.V_step, at.C, C, U, u, M, xi * at.M_step + k, at.K)
@@ -181,7 +210,7 @@ def convolve_tiles(x, x_shape, U, y, y_shape, padding, at, start, stop, V, M, st
 
 @compiled
 def weight_tiles(x, x_shape, g, g_shape, padding, at, start, stop, V, M, strip, out, small, sums):
-    """sums[xi, c, k] += V[xi, tile, c] * M[xi, tile, k] over the tiles of strips start..stop."""
+    """sums[xi, k, c] = the sum of M[xi, tile, k] * V[xi, tile, c] over the tiles of strips start..stop."""
     (_, H, W, C), (_, P, Q, K) = x_shape, g_shape
     for first in range(start, stop, at.block):
         strips = min(at.block, stop - first)
@@ -191,16 +220,16 @@ def weight_tiles(x, x_shape, g, g_shape, padding, at, start, stop, V, M, strip, 
             read_window(g, n, P, Q, K, row * at.m, 0, at.m, at.tiles * at.m, out, at.K)
             for t in range(at.tiles):
                 gradient_tile(out, t * at.m * at.K, at, M, (s * at.tiles + t) * at.K, small)
-        tiles = strips * at.tiles
+        tiles, old = strips * at.tiles, first > start
         for xi in range(at.n * at.n):
-            for k in range(0, at.K, WIDTH):
-                s = xi * C * at.K + k
-                if at.K - k > LANES:
-                    _sums(tile_zeros(g, ROWS, 2), tile_zeros(g, 4, 2), tile_zeros(g, 1, 2), C, V, xi * at.V_step, at.C,
-                          tiles, M, xi * at.M_step + k, at.K, sums, s)
+            for c in range(0, at.C, WIDTH):
+                s = xi * at.S_step + c
+                if at.C - c > LANES:
+                    _sums(tile_zeros(g, ROWS, 2), tile_zeros(g, 4, 2), tile_zeros(g, 1, 2), K, M, xi * at.M_step, at.K,
+                          tiles, V, xi * at.V_step + c, at.C, sums, s, old)
                 else:
-                    _sums(tile_zeros(g, ROWS, 1), tile_zeros(g, 4, 1), tile_zeros(g, 1, 1), C, V, xi * at.V_step, at.C,
-                          tiles, M, xi * at.M_step + k, at.K, sums, s)
+                    _sums(tile_zeros(g, ROWS, 1), tile_zeros(g, 4, 1), tile_zeros(g, 1, 1), K, M, xi * at.M_step, at.K,
+                          tiles, V, xi * at.V_step + c, at.C, sums, s, old)
 
 
 @compiled
@@ -241,25 +270,26 @@ def _product(tile, A, a, A_step, C, B, b, M, o, M_step):
 
 
 @inlined
-def _sums(large, medium, small, C, A, a, A_step, tiles, B, b, B_step, S, s):
-    """S[c] += sum over tiles t of A[t, c] * B[t], for one panel: ROWS channels at a time, then 4, then single ones."""
-    c = 0
-    while c < C:
-        left = C - c
+def _sums(large, medium, small, K, A, a, A_step, tiles, B, b, B_step, S, s, old):
+    """S[k] = [S[k] if old] + sum over tiles t of A[t, k] * B[t], for one panel: ROWS of K at a time, then 4, then 1."""
+    k = 0
+    while k < K:
+        left = K - k
         if left >= ROWS and (ROWS != 6 or left != 8):
-            _sum(large, A, a + c, A_step, tiles, B, b, B_step, S, s + c * B_step)
-            c += ROWS
+            _sum(large, A, a + k, A_step, tiles, B, b, B_step, S, s + k * B_step, old)
+            k += ROWS
         elif left >= 4:
-            _sum(medium, A, a + c, A_step, tiles, B, b, B_step, S, s + c * B_step)
-            c += 4
+            _sum(medium, A, a + k, A_step, tiles, B, b, B_step, S, s + k * B_step, old)
+            k += 4
         else:
-            _sum(small, A, a + c, A_step, tiles, B, b, B_step, S, s + c * B_step)
-            c += 1
+            _sum(small, A, a + k, A_step, tiles, B, b, B_step, S, s + k * B_step, old)
+            k += 1
 
 
 @inlined
-def _sum(tile, A, a, A_step, tiles, B, b, B_step, S, s):
-    tile = tile_load(tile, S, s, B_step, tile_width(tile))
+def _sum(tile, A, a, A_step, tiles, B, b, B_step, S, s, old):
+    if old:
+        tile = tile_load(tile, S, s, B_step, tile_width(tile))
     for _ in range(tiles):
         tile = tile_add_product(tile, A, a, 1, B, b)
         a += A_step
