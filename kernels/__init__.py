@@ -31,8 +31,12 @@ _current = "fast"
 
 def _kernel(name, array):
     """The function called `name` for this kind of array in the current set; the reference's where the set has none."""
-    module = SETS.get((layout.array_module(array).__name__, _current), "reference")
-    return getattr(import_module("." + module, __name__), name, None) or getattr(reference, name)
+    return getattr(_module(array), name, None) or getattr(reference, name)
+
+
+def _module(array):
+    """The current set's module for this kind of array."""
+    return import_module("." + SETS.get((layout.array_module(array).__name__, _current), "reference"), __name__)
 
 
 class use_kernels:
@@ -74,6 +78,15 @@ def conv2d(x, w, stride, padding, dilation, groups):
 def conv2d_input_grad(g, w, x_shape, stride, padding, dilation, groups):
     """g (N,K,P,Q), w (K,C/G,R,S) -> dx (N,C,H,W): adjoint of conv2d in x."""
     return _kernel("conv2d_input_grad", g)(g, w, x_shape, stride, padding, dilation, groups)
+
+
+def conv2d_input_grad_add(total, g, w, stride, padding, dilation, groups):
+    """total (N,C,H,W) += conv2d_input_grad of g and w; in one pass where the set has a kernel for it."""
+    add = getattr(_module(g), "conv2d_input_grad_add", None)
+    if add:
+        add(total, g, w, stride, padding, dilation, groups)
+    else:
+        total += conv2d_input_grad(g, w, total.shape, stride, padding, dilation, groups)
 
 
 def conv2d_weight_grad(x, g, w_shape, stride, padding, dilation, groups):

@@ -59,8 +59,8 @@ class Pool:
 
     def __init__(self):
         self.lock = threading.Lock()
-        self.returned = deque()  # not yet sorted in
-        self.waiting = []  # (size, -number, block) in order; a block that came back later, with more of it in the
+        self.returned: deque = deque()  # not yet sorted in
+        self.waiting: list = []  # (size, -number, block) in order; a block that came back later, with more of it in the
         # cache, has a higher number, and is found first
         self.number = self.in_use = self.peak = 0
 

@@ -17,31 +17,36 @@ far off as PyTorch (ResNet-18), m = 4 in the gradients alone at most as far (tin
 from . import conv_direct, conv_winograd
 
 
-def _tiles(outputs, inputs, kernel, stride, dilation, groups):
+def _tiles(w_shape, stride, dilation, groups):
     """m of Winograd's tiles, forward and in the gradients; 0 for the direct kernels."""
-    fewer, more = sorted((outputs, inputs))
-    if tuple(kernel) != (3, 3) or (*stride, *dilation, groups) != (1, 1, 1, 1, 1) or fewer < 8:
+    fewer, more = sorted(w_shape[:2])
+    if tuple(w_shape[2:]) != (3, 3) or (*stride, *dilation, groups) != (1, 1, 1, 1, 1) or fewer < 8:
         return 0, 0
     return 4 if more < 64 else 2, 4 if more <= 256 else 2
 
 
 def conv2d(x, w, stride, padding, dilation, groups):
     """y (N, K, P, Q)."""
-    m, _ = _tiles(*w.shape[:2], w.shape[2:], stride, dilation, groups)
+    m, _ = _tiles(w.shape, stride, dilation, groups)
     return conv_winograd.conv2d(x, w, padding, m) if m else conv_direct.conv2d(x, w, stride, padding, dilation, groups)
 
 
-def conv2d_input_grad(g, w, x_shape, stride, padding, dilation, groups):
-    """dx (N, C, H, W)."""
-    _, m = _tiles(*w.shape[:2], w.shape[2:], stride, dilation, groups)
+def conv2d_input_grad(g, w, x_shape, stride, padding, dilation, groups, total=None):
+    """dx (N, C, H, W); added to `total` and returned in it, if that is given."""
+    _, m = _tiles(w.shape, stride, dilation, groups)
     if m:
-        return conv_winograd.conv2d_input_grad(g, w, x_shape, padding, m)
-    return conv_direct.conv2d_input_grad(g, w, x_shape, stride, padding, dilation, groups)
+        return conv_winograd.conv2d_input_grad(g, w, x_shape, padding, m, total)
+    return conv_direct.conv2d_input_grad(g, w, x_shape, stride, padding, dilation, groups, total)
+
+
+def conv2d_input_grad_add(total, g, w, stride, padding, dilation, groups):
+    """total (N, C, H, W) += dx, without dx taking memory of its own."""
+    conv2d_input_grad(g, w, total.shape, stride, padding, dilation, groups, total)
 
 
 def conv2d_weight_grad(x, g, w_shape, stride, padding, dilation, groups):
     """dw (K, C/G, R, S)."""
-    _, m = _tiles(*w_shape[:2], w_shape[2:], stride, dilation, groups)
+    _, m = _tiles(w_shape, stride, dilation, groups)
     if m:
         return conv_winograd.conv2d_weight_grad(x, g, padding, m)
     return conv_direct.conv2d_weight_grad(x, g, w_shape, stride, padding, dilation, groups)

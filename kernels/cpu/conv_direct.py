@@ -40,9 +40,10 @@ from .window import read_window
 PANEL_VALUES = 4096  # of the weights that are used at a time: half of a first cache of 32 KiB, in float32
 
 # What a pass over the taps needs, all in plain integers. Source rows and pixels step by (stride_h, stride_w) from one
-# output to the next; the output's lie at out_h + p*out_step_h of an image of out_H rows, and so on.
+# output to the next; the output's lie at out_h + p*out_step_h of an image of out_H rows, and so on; with `add` the sums
+# are added to what is there.
 Pass = namedtuple("Pass", "G P Q stride_h stride_w top left height width length inside "
-                          "out_h out_w out_step_h out_step_w")
+                          "out_h out_w out_step_h out_step_w add")
 
 
 def conv2d(x, w, stride, padding, dilation, groups):
@@ -56,20 +57,21 @@ def conv2d(x, w, stride, padding, dilation, groups):
     return nchw(y)
 
 
-def conv2d_input_grad(g, w, x_shape, stride, padding, dilation, groups):
-    """dx (N, C, H, W), phase by phase."""
+def conv2d_input_grad(g, w, x_shape, stride, padding, dilation, groups, total=None):
+    """dx (N, C, H, W), phase by phase; added to `total` and returned in it, if that is given."""
     (N, C, H, W), (K, _, R, S) = x_shape, w.shape
-    gradient = nhwc(g)
-    dx = empty((N, H, W, C), g.dtype)
     weights = nhwc(w).reshape(groups, K // groups, R, S, C // groups).transpose(0, 2, 3, 1, 4)  # (G, R, S, K/G, C/G)
-    for a, b in np.ndindex(*stride):
-        taps = [(r, s, (a + padding[0] - r * dilation[0]) // stride[0], (b + padding[1] - s * dilation[1]) // stride[1])
-                for r in range(R) if (a + padding[0] - r * dilation[0]) % stride[0] == 0
-                for s in range(S) if (b + padding[1] - s * dilation[1]) % stride[1] == 0]
-        if not taps:
-            dx[:, a :: stride[0], b :: stride[1]] = 0
-        elif a < H and b < W:
-            _correlate(gradient, weights, tuple(taps), (1, 1), dx, (a, b), stride)
+    phases = {(a, b): [(r, s, (a + padding[0] - r * dilation[0]) // stride[0],
+                        (b + padding[1] - s * dilation[1]) // stride[1])
+                       for r in range(R) if (a + padding[0] - r * dilation[0]) % stride[0] == 0
+                       for s in range(S) if (b + padding[1] - s * dilation[1]) % stride[1] == 0]
+              for a, b in np.ndindex(min(stride[0], H), min(stride[1], W))}
+    dx = empty((N, H, W, C), g.dtype) if total is None else nhwc(total)
+    if total is None and not all(phases.values()):
+        dx[...] = 0
+    for phase, taps in phases.items():
+        if taps:
+            _correlate(nhwc(g), weights, tuple(taps), (1, 1), dx, phase, stride, total is not None)
     return nchw(dx)
 
 
@@ -103,11 +105,12 @@ def conv2d_weight_grad(x, g, w_shape, stride, padding, dilation, groups):
 # ---- the pieces ----
 
 
-def _correlate(source, weights, taps, stride, out, at, step):
-    """out[n, at + step*(p, q)] = sum over the taps of source[n, stride*(p, q) + tap] @ weights[tap]."""
+def _correlate(source, weights, taps, stride, out, at, step, add=False):
+    """out[n, at + step*(p, q)] = sum over the taps of source[n, stride*(p, q) + tap] @ weights[tap], or += with add."""
     P, Q = (-(-(out.shape[1 + i] - at[i]) // step[i]) for i in range(2))
     groups, channels = weights.shape[0], out.shape[3]
     plan, offsets, order = _plan(source.shape[1:], (P, Q), groups, taps, stride, at, step)
+    plan = plan._replace(add=add)
     panels = _pack(weights, taps, order)
     chunk = max(1, PANEL_VALUES // (plan.length * WIDTH))
 
@@ -137,9 +140,10 @@ def _plan(source_shape, output, groups, taps, stride, at, step, copy=False):
     begins = [i for i in range(len(order)) if i == 0 or places[order[i]] != places[order[i - 1]] + c]
     taps_in_run = {b - a for a, b in zip(begins, [*begins[1:], len(order)], strict=True)}
     if len(taps_in_run) > 1:
-        begins, taps_in_run = range(len(order)), {1}
+        begins, taps_in_run = list(range(len(order))), {1}
     offsets = np.array([places[order[i]] for i in begins], np.int64)
-    plan = Pass(groups, P, Q, *stride, top, left, bottom - top, width, taps_in_run.pop() * c, inside, *at, *step)
+    plan = Pass(groups, P, Q, stride[0], stride[1], top, left, bottom - top, width, taps_in_run.pop() * c, inside,
+                at[0], at[1], step[0], step[1], False)
     return plan, offsets, order
 
 
@@ -200,39 +204,40 @@ def correlate(source, H, W, C, window, offsets, panels, start, stop, chunk, out,
                         a = base + i * at.stride_h * pitch + group * c
                         o = ((n * out_H + at.out_h + (p + i) * at.out_step_h) * out_W + at.out_w) * K
                         o += group * k + first_channel
+                        old = at.add or first > 0
                         if wide:
                             _row(tile_zeros(out, ROWS, 2), tile_zeros(out, 4, 2), tile_zeros(out, 1, 2), at.Q, values,
                                  a, at.stride_w * C, offsets, first, last, at.length, panels, weights, out, o,
-                                 at.out_step_w * K, valid)
+                                 at.out_step_w * K, valid, old)
                         else:
                             _row(tile_zeros(out, ROWS, 1), tile_zeros(out, 4, 1), tile_zeros(out, 1, 1), at.Q, values,
                                  a, at.stride_w * C, offsets, first, last, at.length, panels, weights, out, o,
-                                 at.out_step_w * K, valid)
+                                 at.out_step_w * K, valid, old)
                 panel += total * lanes
                 first_channel += lanes
         row += count
 
 
 @inlined
-def _row(large, medium, small, pixels, A, a, step, offsets, first, last, length, B, b, C, c, out_step, valid):
+def _row(large, medium, small, pixels, A, a, step, offsets, first, last, length, B, b, C, c, out_step, valid, old):
     """One output row for one panel: ROWS pixels at a time, then 4, then single ones."""
     while pixels > 0:
         if pixels >= ROWS and (ROWS != 6 or pixels != 8):  # 4 + 4 rather than 6 + 1 + 1
-            _pixels(large, A, a, step, offsets, first, last, length, B, b, C, c, out_step, valid)
+            _pixels(large, A, a, step, offsets, first, last, length, B, b, C, c, out_step, valid, old)
             done = ROWS
         elif pixels >= 4:
-            _pixels(medium, A, a, step, offsets, first, last, length, B, b, C, c, out_step, valid)
+            _pixels(medium, A, a, step, offsets, first, last, length, B, b, C, c, out_step, valid, old)
             done = 4
         else:
-            _pixels(small, A, a, step, offsets, first, last, length, B, b, C, c, out_step, valid)
+            _pixels(small, A, a, step, offsets, first, last, length, B, b, C, c, out_step, valid, old)
             done = 1
         pixels, a, c = pixels - done, a + done * step, c + done * out_step
 
 
 @inlined
-def _pixels(tile, A, a, step, offsets, first, last, length, B, b, C, c, out_step, valid):
-    """A tile of outputs: the sum over runs first..last of taps, added to what the earlier ones left."""
-    if first > 0:
+def _pixels(tile, A, a, step, offsets, first, last, length, B, b, C, c, out_step, valid, old):
+    """A tile of outputs: the sum over runs first..last of taps, added to what is there if `old`."""
+    if old:
         tile = tile_load(tile, C, c, out_step, valid)
     width = tile_width(tile)
     for run in range(first, last):

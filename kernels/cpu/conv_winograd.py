@@ -66,11 +66,12 @@ def conv2d(x, w, padding, m):
     return nchw(y)
 
 
-def conv2d_input_grad(g, w, x_shape, padding, m):
-    """dx (N, C, H, W): the convolution of g with the kernel turned round."""
+def conv2d_input_grad(g, w, x_shape, padding, m, total=None):
+    """dx (N, C, H, W): the convolution of g with the kernel turned round; added to `total`, if that is given."""
     N, C, H, W = x_shape
-    dx = empty((N, H, W, C), g.dtype)
-    _convolve(nhwc(g), nhwc(w), Taps(8 * C, -C, 9 * C, 1), (2 - padding[0], 2 - padding[1]), dx, m)
+    dx = empty((N, H, W, C), g.dtype) if total is None else nhwc(total)
+    turned = Taps(8 * C, -C, 9 * C, 1)
+    _convolve(nhwc(g), nhwc(w), turned, (2 - padding[0], 2 - padding[1]), dx, m, total is not None)
     return nchw(dx)
 
 
@@ -98,8 +99,8 @@ def conv2d_weight_grad(x, g, padding, m):
 Taps = namedtuple("Taps", "first step c_step k_step")
 
 
-def _convolve(source, w, taps, padding, out, m):
-    """out = source convolved with w, whose nine `taps` lie as described; images channels last."""
+def _convolve(source, w, taps, padding, out, m, add=False):
+    """out = [out, if add] + source convolved with w, whose nine `taps` lie as described; images channels last."""
     C, K, dtype = source.shape[3], out.shape[3], out.dtype
     cut = _cut(out.shape, C, m)
     U = empty((cut.n**2 * cut.U_step,), dtype)
@@ -108,7 +109,7 @@ def _convolve(source, w, taps, padding, out, m):
 
     def run(slot, start, stop):
         convolve_tiles(source.reshape(-1), source.shape, U, out.reshape(-1), out.shape, padding, cut, start, stop,
-                       *_work(cut, dtype))
+                       *_work(cut, dtype), add)
 
     split(cut.strips, run, out.size * C * 9 / 300)
 
@@ -185,7 +186,7 @@ def weights_of(sums, C, basis, at, dw, start, stop):
 
 
 @compiled
-def convolve_tiles(x, x_shape, U, y, y_shape, padding, at, start, stop, V, M, strip, out, small):
+def convolve_tiles(x, x_shape, U, y, y_shape, padding, at, start, stop, V, M, strip, out, small, add):
     """Strips start..stop of all images, counted together."""
     (_, H, W, C), (_, P, Q, K) = x_shape, y_shape
     for first in range(start, stop, at.block):
@@ -205,7 +206,7 @@ def convolve_tiles(x, x_shape, U, y, y_shape, padding, at, start, stop, V, M, st
             n, row = divmod(first + s, at.strips_of_image)
             for t in range(at.tiles):
                 output_tile(M, (s * at.tiles + t) * at.K, at, out, t * at.m * at.K, small)
-            write_window(out, at.K, at.tiles * at.m, y, n, P, Q, K, row * at.m, at.m)
+            write_window(out, at.K, at.tiles * at.m, y, n, P, Q, K, row * at.m, at.m, add)
 
 
 @compiled

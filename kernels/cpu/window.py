@@ -30,10 +30,13 @@ def read_window(images, n, H, W, C, top, left, height, width, window, pitch):
 
 
 @compiled
-def write_window(window, pitch, width, images, n, H, W, C, top, height):
-    """Pixel (top + i, j) of image n = window[i, j, :C], for the rows and columns that the image has."""
+def write_window(window, pitch, width, images, n, H, W, C, top, height, add):
+    """Pixel (top + i, j) of image n = [itself, if add] + window[i, j, :C], for those rows and columns that it has."""
     for i in range(min(height, H - top)):
-        _copy(window, i * width * pitch, pitch, images, ((n * H + top + i) * W) * C, C, W, C)
+        if add:
+            _add(window, i * width * pitch, pitch, images, ((n * H + top + i) * W) * C, C, W, C)
+        else:
+            _copy(window, i * width * pitch, pitch, images, ((n * H + top + i) * W) * C, C, W, C)
 
 
 @inlined
@@ -45,10 +48,21 @@ def _clear(values, i, count):
 
 @inlined
 def _copy(source, start, step, target, to, to_step, pixels, C):
-    """target[to + p*to_step : + C] = source[start + p*step : + C] for so many pixels; in one run where they touch."""
+    """target[to + p*to_step : + C] = source[start + p*step : + C] for so many pixels p; in one run where they touch."""
     if step == C and to_step == C:
         pixels, C = 1, pixels * C
     for p in range(pixels):
         i, o = np.uint64(start + p * step), np.uint64(to + p * to_step)
         for j in range(np.uint64(C)):
             target[o + j] = source[i + j]
+
+
+@inlined
+def _add(source, start, step, target, to, to_step, pixels, C):
+    """As _copy, but adds."""
+    if step == C and to_step == C:
+        pixels, C = 1, pixels * C
+    for p in range(pixels):
+        i, o = np.uint64(start + p * step), np.uint64(to + p * to_step)
+        for j in range(np.uint64(C)):
+            target[o + j] += source[i + j]
