@@ -31,12 +31,8 @@ _current = "fast"
 
 def _kernel(name, array):
     """The function called `name` for this kind of array in the current set; the reference's where the set has none."""
-    return getattr(_module(array), name, None) or getattr(reference, name)
-
-
-def _module(array):
-    """The current set's module for this kind of array."""
-    return import_module("." + SETS.get((layout.array_module(array).__name__, _current), "reference"), __name__)
+    module = SETS.get((layout.array_module(array).__name__, _current), "reference")
+    return getattr(import_module("." + module, __name__), name, None) or getattr(reference, name)
 
 
 class use_kernels:
@@ -81,12 +77,8 @@ def conv2d_input_grad(g, w, x_shape, stride, padding, dilation, groups):
 
 
 def conv2d_input_grad_add(total, g, w, stride, padding, dilation, groups):
-    """total (N,C,H,W) += conv2d_input_grad of g and w; in one pass where the set has a kernel for it."""
-    add = getattr(_module(g), "conv2d_input_grad_add", None)
-    if add:
-        add(total, g, w, stride, padding, dilation, groups)
-    else:
-        total += conv2d_input_grad(g, w, total.shape, stride, padding, dilation, groups)
+    """total (N,C,H,W) += conv2d_input_grad of g and w."""
+    return _kernel("conv2d_input_grad_add", g)(total, g, w, stride, padding, dilation, groups)
 
 
 def conv2d_weight_grad(x, g, w_shape, stride, padding, dilation, groups):

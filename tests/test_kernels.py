@@ -127,6 +127,9 @@ class Convolution:
         magnitude = self.run(reference, *map(np.abs, wide))
         for got, one, size in zip(self.run(kernel_set, x, w, g), expected, magnitude, strict=True):
             assert_close(got, one, size, dtype)
+        total = x.copy(order="K")
+        kernel_set.conv2d_input_grad_add(total, g, w, *self.options)
+        assert_close(total, wide[0] + expected[1], np.abs(x) + magnitude[1], dtype)
 
 
 @st.composite
@@ -574,7 +577,7 @@ def test_every_public_kernel_passes_its_arguments_on_in_order(monkeypatch):
     """Each function of kernels/__init__.py against the reference's function of the same name, with marked arguments."""
     names = [n for n, f in vars(kernels).items() if inspect.isfunction(f) and f.__module__ == kernels.__name__]
     public = [getattr(kernels, name) for name in names if name not in ("_kernel", "current")]
-    assert len(public) == 15
+    assert len(public) == 16
     for function in public:
         arguments = list(inspect.signature(function).parameters)
         assert arguments == list(inspect.signature(getattr(reference, function.__name__)).parameters)

@@ -253,7 +253,7 @@ def walk(outputs: Sequence[Tensor], grads: Sequence[Any], wanted: set | None, re
         yield Event("done", node, grad, contributions, kept)
         xp = layout.array_module(_array(grad))
         for edge, g in zip(node.edges, contributions, strict=True):
-            if g is not None:
+            if g is not None and not any(g is total for total in into):  # those the rule has added to
                 _contribute(totals, edge, g, node.fresh and not create_graph and not xp.may_share_memory(g, grad))
     for tensor, grad, owned in leaves if wanted is None else ():
         _commit(tensor, grad, owned)
@@ -267,8 +267,6 @@ def _contribute(totals: dict, edge: Any, grad: Any, fresh: bool) -> None:
         totals[edge] = grad, fresh
         return
     total, owned = totals[edge]
-    if grad is total:
-        return  # the rule has added it
     if owned:
         total += grad
     elif fresh:

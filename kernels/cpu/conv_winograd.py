@@ -26,6 +26,7 @@ tiles that see it, a few pixels further than the window.
 
 from collections import namedtuple
 from functools import cache, lru_cache
+from itertools import accumulate
 
 import numpy as np
 
@@ -131,12 +132,15 @@ def _cut(y_shape, C, m):
 
 
 def _work(cut, dtype):
-    """A thread's memory: V, M, strips of the image and of the output, and a tile between its two transforms."""
-    ends = np.cumsum([cut.n**2 * cut.V_step, cut.n**2 * cut.M_step, cut.n * (cut.tiles * cut.m + 2) * cut.C,
-                      cut.m * cut.tiles * cut.m * cut.K, cut.n**2 * LANES])
-    parts = np.split(scratch((ends[-1],), dtype), ends[:-1])
-    parts[2][:] = parts[3][:] = 0  # also the channels that only fill up a vector
-    return parts
+    """A thread's memory: V, M, strips of the image and of the output, and a tile between its two transforms.
+
+    The strips begin as zeros, for the channels that only fill up a vector.
+    """
+    sizes = (cut.n**2 * cut.V_step, cut.n**2 * cut.M_step, cut.n * (cut.tiles * cut.m + 2) * cut.C,
+             cut.m * cut.tiles * cut.m * cut.K, cut.n**2 * LANES)
+    memory, ends = scratch((sum(sizes),), dtype), list(accumulate(sizes))
+    memory[ends[1] : ends[3]] = 0
+    return [memory[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
 @cache
