@@ -83,6 +83,11 @@ def conv2d_input_grad(g, w, x_shape, stride, padding, dilation, groups):
     return _kernel("conv2d_input_grad", g)(g, w, x_shape, stride, padding, dilation, groups)
 
 
+def conv2d_input_grad_add(total, g, w, stride, padding, dilation, groups):
+    """total (N,C,H,W) += conv2d_input_grad of g and w."""
+    return _kernel("conv2d_input_grad_add", g)(total, g, w, stride, padding, dilation, groups)
+
+
 def conv2d_weight_grad(x, g, w_shape, stride, padding, dilation, groups):
     """x (N,C,H,W), g (N,K,P,Q) -> dw (K,C/G,R,S): adjoint of conv2d in w."""
     return _kernel("conv2d_weight_grad", x)(x, g, w_shape, stride, padding, dilation, groups)

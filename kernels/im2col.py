@@ -35,6 +35,11 @@ def conv2d_input_grad(g, w, x_shape, stride, padding, dilation, groups):
     return add_columns(patches, x_shape, stride, padding, dilation)
 
 
+def conv2d_input_grad_add(total, g, w, stride, padding, dilation, groups):
+    """total (N, C, H, W) += dx."""
+    total += conv2d_input_grad(g, w, total.shape, stride, padding, dilation, groups)
+
+
 def conv2d_weight_grad(x, g, w_shape, stride, padding, dilation, groups):
     """dW = dY^T columns(x)."""
     (K, channels_per_group, R, S) = w_shape

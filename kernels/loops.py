@@ -53,6 +53,11 @@ def conv2d_input_grad(g, w, x_shape, stride, padding, dilation, groups):
     return dx.astype(g.dtype)
 
 
+def conv2d_input_grad_add(total, g, w, stride, padding, dilation, groups):
+    """total (N, C, H, W) += dx."""
+    total += conv2d_input_grad(g, w, total.shape, stride, padding, dilation, groups)
+
+
 def conv2d_weight_grad(x, g, w_shape, stride, padding, dilation, groups):
     """Gradient in w: every weight collects output gradient times input over its connections."""
     dw = _zeros(w_shape)

@@ -52,6 +52,11 @@ def conv2d_input_grad(g, w, x_shape, stride, padding, dilation, groups):
     return nchw(xp.ascontiguousarray(padded[:, ph : ph + H, pw : pw + W]))
 
 
+def conv2d_input_grad_add(total, g, w, stride, padding, dilation, groups):
+    """total (N, C, H, W) += dx."""
+    total += conv2d_input_grad(g, w, total.shape, stride, padding, dilation, groups)
+
+
 def conv2d_weight_grad(x, g, w_shape, stride, padding, dilation, groups):
     """Adjoint of conv2d in w: w[k,c,r,s] collects g[n,k,p,q] times the x it was multiplied with, over all n, p, q."""
     xp, (P, Q) = array_module(x), g.shape[2:]

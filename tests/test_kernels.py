@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from tinyres import kernels
 from tinyres.kernels import cpu as fast
-from tinyres.kernels import im2col, layout, loops, reference
-from tinyres.kernels.cpu import conv_direct, conv_winograd, jit, norm, threads
+from tinyres.kernels import im2col, layout, loops, memory, reference
+from tinyres.kernels.cpu import conv_direct, conv_winograd, jit, norm, pool, threads
 
 try:
     import torch
@@ -60,7 +60,8 @@ def machine(thread_count, block=None, poison=False):
         patch.setattr(threads, "NANOSECONDS_WORTH_A_THREAD", 1e-9)
         if block:
             patch.setattr(conv_direct, "PANEL_VALUES", block)
-            patch.setattr(conv_winograd, "BLOCK_VALUES", block)
+            patch.setattr(conv_winograd, "BLOCK", block)
+            conv_winograd._cut.cache_clear()
         poisoned = []
         if poison:
 
@@ -73,10 +74,12 @@ def machine(thread_count, block=None, poison=False):
 
                 return made
 
-            patch.setattr(np, "empty", poisoning(np.empty))
-            patch.setattr(np, "empty_like", poisoning(np.empty_like))
-            patch.setattr(conv_direct, "scratch", poisoning(threads.scratch))
+            for module in (conv_direct, conv_winograd):
+                patch.setattr(module, "scratch", poisoning(threads.scratch))
+            for module in (conv_direct, conv_winograd, norm, pool):
+                patch.setattr(module, "empty", poisoning(memory.empty))
         yield poisoned
+    conv_winograd._cut.cache_clear()
 
 
 # ---- convolution ----------------------------------------------------------------------------------------------------
@@ -122,6 +125,9 @@ class Convolution:
         magnitude = self.run(reference, *map(np.abs, wide))
         for got, one, size in zip(self.run(kernel_set, x, w, g), expected, magnitude, strict=True):
             assert_close(got, one, size, dtype)
+        total = x.copy(order="K")
+        kernel_set.conv2d_input_grad_add(total, g, w, *self.options)
+        assert_close(total, wide[0] + expected[1], np.abs(x) + magnitude[1], dtype)
 
 
 @st.composite
@@ -568,8 +574,8 @@ def test_the_set_computes_and_the_reference_fills_in(monkeypatch, name, module):
 def test_every_public_kernel_passes_its_arguments_on_in_order(monkeypatch):
     """Each function of kernels/__init__.py against the reference's function of the same name, with marked arguments."""
     names = [n for n, f in vars(kernels).items() if inspect.isfunction(f) and f.__module__ == kernels.__name__]
-    public = [getattr(kernels, name) for name in names if name not in ("_kernel", "current")]
-    assert len(public) == 15
+    public = [getattr(kernels, name) for name in names if name not in ("_kernel", "_kernel_set", "current")]
+    assert len(public) == 19
     for function in public:
         arguments = list(inspect.signature(function).parameters)
         assert arguments == list(inspect.signature(getattr(reference, function.__name__)).parameters)

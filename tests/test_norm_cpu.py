@@ -26,19 +26,6 @@ def close(got, expected, size, dtype):
     np.testing.assert_array_less(np.abs(got - expected), BOUNDS[dtype] * size + 1e-300)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled():
-    """machine(poison=True) replaces np.empty, without which nothing can be compiled: so that is done before."""
-    for dtype in DTYPES:
-        x, one = np.ones((1, 1), dtype), np.ones(1, dtype)
-        fast.batch_norm_stats(x)
-        for other in (None, x):
-            fast.batch_norm_apply(x, one, one, other, True)
-            fast.batch_norm_grad_sums(x, x, np.ones(1), other)
-            for residual in (False, True):
-                fast.batch_norm_input_grad(x, x, one, one, one, other, residual)
-
-
 @quick(100)
 @given(SHAPES, st.sampled_from(DTYPES), st.integers(0, 9999), st.integers(1, 3))
 def test_every_value_is_within_rounding_of_the_reference(shape, dtype, seed, thread_count):

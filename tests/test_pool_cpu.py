@@ -16,19 +16,6 @@ from tinyres.kernels.cpu import pool
 BOUNDS = {np.float32: 4e-7, np.float64: 1e-12}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled():
-    """machine(poison=True) replaces np.empty, without which nothing can be compiled: so that is done before."""
-    for dtype in DTYPES:
-        x = image(np.random.default_rng(0), (1, 1, 1, 1), dtype)
-        window = (1, 1), (1, 1), (0, 0)
-        _, index = fast.max_pool2d(x, *window, (1, 1), (1, 1))
-        fast.gather_hw(x, index)
-        fast.scatter_hw(x, index, x.shape)
-        fast.avg_pool2d(x, *window, (1, 1), True)
-        fast.avg_pool2d_input_grad(x, x.shape, *window, True)
-
-
 @st.composite
 def windows(draw, dilated=True):
     """(shape of the images, kernel, stride, padding, dilation, output), with windows that overhang in ceil mode."""

@@ -55,7 +55,7 @@ def test_memory_is_flat_over_200_steps():
     finally:
         tracemalloc.stop()
         gc.enable()
-    assert grown < 200_000  # one step's activations take megabytes
+    assert grown < 1_000_000  # one activation more a step would make 26 MB
 
 
 def test_equal_seeds_give_equal_losses_bit_for_bit():

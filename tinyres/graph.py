@@ -23,6 +23,8 @@ class Node:
     dtype: Any
     needs: tuple[bool, ...]   # per input, in this pass
     linking: bool = False     # whether this pass records its rules (create_graph)
+    merges: bool = False      # whether the rule can add to what other consumers gave
+    into: tuple[Any, ...] = ()  # per input what they gave, in memory that the walk allocated, or None; empty: not here
 
 
 def topological_order(roots: Sequence[Any], stop: frozenset = frozenset()) -> list[Any]:
@@ -54,6 +56,11 @@ def leading_to(wanted: set, order: Sequence[Any], stop: frozenset = frozenset())
         if node not in stop and any(edge in leading for edge in node.edges):
             leading.add(node)
     return leading
+
+
+def owned(totals: dict, edges: Sequence[Any]) -> tuple[Any, ...]:
+    """Per edge the sum of its contributions so far, if it is there in memory that the walk allocated; else None."""
+    return tuple(total if ours else None for total, ours in (totals.get(edge, (None, False)) for edge in edges))
 
 
 @dataclass(eq=False)

@@ -77,7 +77,8 @@ class Tensor:
         `create_graph` the gradients can themselves be differentiated. Raises RuntimeError if nothing here requires a
         gradient, if the graph was freed, or if a kept array was changed in place since.
         """
-        graph.exhaust(self.backward_steps(grad, create_graph if retain_graph is None else retain_graph, create_graph))
+        retain = create_graph if retain_graph is None else retain_graph
+        graph.exhaust(walk([self], [grad], None, retain, create_graph, merge=True))
 
     def backward_steps(self, grad: Any = None, retain_graph: bool = True,
                        create_graph: bool = False) -> Iterator[Event]:
@@ -203,8 +204,9 @@ class Function(Node):
         out.node, out.version = edge, kept.version
         return out
 
-    def contributions(self, grad: Any, leading: set | None, create_graph: bool) -> tuple[Any, ...]:
+    def contributions(self, grad: Any, leading: set | None, create_graph: bool, into: tuple) -> tuple[Any, ...]:
         """Run the backward rule for those inputs that want a gradient, and check what it gives."""
+        self.into = into
         self.needs = tuple(e is not None and (leading is None or e in leading) for e in self.edges)
         self.linking = create_graph
         with setting(grad_enabled=create_graph, walking=True):
@@ -215,9 +217,11 @@ class Function(Node):
 
 
 def walk(outputs: Sequence[Tensor], grads: Sequence[Any], wanted: set | None, retain_graph: bool, create_graph: bool,
-         stop: frozenset = frozenset()) -> Generator[Event, None, dict]:
+         stop: frozenset = frozenset(), merge: bool = False) -> Generator[Event, None, dict]:
     """The backward pass from `outputs`. With `wanted`, a set of edges, it visits only what leads to them, returns their
-    gradients as a dict and leaves `.grad` alone; it never goes past a node in `stop`."""
+    gradients as a dict and leaves `.grad` alone; it never goes past a node in `stop`. With `merge`, rules may add to
+    what other consumers gave; "done" events then show the sum."""
+    merge = merge and not create_graph and state.debug is None
     totals: dict[Any, tuple[Any, bool]] = {}  # node -> (its gradient so far, whether the walk allocated it)
     for output, grad in zip(outputs, grads, strict=True):
         start = seed(output, grad)
@@ -241,14 +245,15 @@ def walk(outputs: Sequence[Tensor], grads: Sequence[Any], wanted: set | None, re
             leaves.append((tensor, grad, owned))
         if isinstance(node, Tensor) or node in stop or (leading is not None and leading.isdisjoint(node.edges)):
             continue
-        contributions = node.contributions(grad, leading, create_graph)
+        into = graph.owned(totals, node.edges) if merge and node.merges else ()
+        contributions = node.contributions(grad, leading, create_graph, into)
         kept = sum(getattr(s.array, "nbytes", 0) for s in node._saved or ())
         if not retain_graph:
             node._saved = None
         yield Event("done", node, grad, contributions, kept)
         xp = layout.array_module(_array(grad))
         for edge, g in zip(node.edges, contributions, strict=True):
-            if g is not None:
+            if g is not None and not any(g is total for total in into):  # those the rule has added to
                 _contribute(totals, edge, g, node.fresh and not create_graph and not xp.may_share_memory(g, grad))
     for tensor, grad, owned in leaves if wanted is None else ():
         _commit(tensor, grad, owned)

@@ -1,7 +1,7 @@
 """The set "fast" for NumPy arrays: compiled with Numba. What is missing here, the reference does."""
 
 from .bias import add_bias
-from .conv import conv2d, conv2d_input_grad, conv2d_weight_grad
+from .conv import conv2d, conv2d_input_grad, conv2d_input_grad_add, conv2d_weight_grad
 from .norm import batch_norm_apply, batch_norm_grad_sums, batch_norm_input_grad, batch_norm_stats
 from .optim import adam, sgd
 from .pool import (
@@ -25,6 +25,7 @@ __all__ = [
     "batch_norm_stats",
     "conv2d",
     "conv2d_input_grad",
+    "conv2d_input_grad_add",
     "conv2d_weight_grad",
     "gather_hw",
     "max_pool2d",

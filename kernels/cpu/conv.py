@@ -3,45 +3,53 @@
                                                         forward            both gradients
     3x3, stride 1, no dilation, one group, and of the
     input and output channels the fewer and the more
-        are   8 to 31                                   direct             Winograd, m = 4
-        are  32 to 128                                  Winograd, m = 2    Winograd, m = 4
+        are   8 to 63                                   Winograd, m = 4    Winograd, m = 4
+        are  64 to 256                                  Winograd, m = 2    Winograd, m = 4
         are more                                        Winograd, m = 2    Winograd, m = 2
     everything else                                     direct             direct
 
 m = 4 saves the most products and rounds the most (see conv_winograd.py). In the forward pass that matters twice: an
-activation near 0 that is rounded to the other side switches its ReLU, and the whole gradient behind it. Measured as the
-distance of a network's float32 gradient from its float64 gradient, m = 4 in all three functions was up to 2.9 times as
-far off as PyTorch (ResNet-18), m = 4 in the gradients alone at most as far (tinyres claims proof).
+activation near 0 that is rounded to the other side switches its ReLU, and the whole gradient behind it. So m = 4 stays
+where networks are small. With more than 256 channels its 36 products of the weights outgrow the caches.
 """
 
 from . import conv_direct, conv_winograd
 
 
-def _tiles(outputs, inputs, kernel, stride, dilation, groups):
+def _tiles(w_shape, stride, dilation, groups):
     """m of Winograd's tiles, forward and in the gradients; 0 for the direct kernels."""
-    fewer, more = sorted((outputs, inputs))
-    if tuple(kernel) != (3, 3) or (*stride, *dilation, groups) != (1, 1, 1, 1, 1) or fewer < 8:
+    fewer, more = sorted(w_shape[:2])
+    if tuple(w_shape[2:]) != (3, 3) or (*stride, *dilation, groups) != (1, 1, 1, 1, 1) or fewer < 8:
         return 0, 0
-    return 2 if fewer >= 32 else 0, 4 if more <= 128 else 2
+    return 4 if more < 64 else 2, 4 if more <= 256 else 2
 
 
 def conv2d(x, w, stride, padding, dilation, groups):
     """y (N, K, P, Q)."""
-    m, _ = _tiles(*w.shape[:2], w.shape[2:], stride, dilation, groups)
+    m, _ = _tiles(w.shape, stride, dilation, groups)
     return conv_winograd.conv2d(x, w, padding, m) if m else conv_direct.conv2d(x, w, stride, padding, dilation, groups)
 
 
 def conv2d_input_grad(g, w, x_shape, stride, padding, dilation, groups):
     """dx (N, C, H, W)."""
-    _, m = _tiles(*w.shape[:2], w.shape[2:], stride, dilation, groups)
+    return _input_grad(g, w, x_shape, stride, padding, dilation, groups, None)
+
+
+def conv2d_input_grad_add(total, g, w, stride, padding, dilation, groups):
+    """total (N, C, H, W) += dx, which takes no memory of its own."""
+    _input_grad(g, w, total.shape, stride, padding, dilation, groups, total)
+
+
+def _input_grad(g, w, x_shape, stride, padding, dilation, groups, total):
+    _, m = _tiles(w.shape, stride, dilation, groups)
     if m:
-        return conv_winograd.conv2d_input_grad(g, w, x_shape, padding, m)
-    return conv_direct.conv2d_input_grad(g, w, x_shape, stride, padding, dilation, groups)
+        return conv_winograd.conv2d_input_grad(g, w, x_shape, padding, m, total)
+    return conv_direct.conv2d_input_grad(g, w, x_shape, stride, padding, dilation, groups, total)
 
 
 def conv2d_weight_grad(x, g, w_shape, stride, padding, dilation, groups):
     """dw (K, C/G, R, S)."""
-    _, m = _tiles(*w_shape[:2], w_shape[2:], stride, dilation, groups)
+    _, m = _tiles(w_shape, stride, dilation, groups)
     if m:
         return conv_winograd.conv2d_weight_grad(x, g, padding, m)
     return conv_direct.conv2d_weight_grad(x, g, w_shape, stride, padding, dilation, groups)

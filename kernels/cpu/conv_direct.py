@@ -30,44 +30,50 @@ from functools import lru_cache
 import numpy as np
 
 from ..layout import nchw, nhwc
+from ..memory import empty
 from ..reference import conv_output_size
 from .jit import compiled, inlined
 from .simd import LANES, ROWS, WIDTH, tile_add_product, tile_load, tile_store, tile_width, tile_zeros
 from .threads import scratch, slots, split
+from .window import read_window
 
 PANEL_VALUES = 4096  # of the weights that are used at a time: half of a first cache of 32 KiB, in float32
 
 # What a pass over the taps needs, all in plain integers. Source rows and pixels step by (stride_h, stride_w) from one
-# output to the next; the output's lie at out_h + p*out_step_h of an image of out_H rows, and so on.
+# output to the next; the output's lie at out_h + p*out_step_h of an image of out_H rows, and so on; with `add` the sums
+# are added to what is there.
 Pass = namedtuple("Pass", "G P Q stride_h stride_w top left height width length inside "
-                          "out_h out_w out_step_h out_step_w")
+                          "out_h out_w out_step_h out_step_w add")
+
+# Of a pass with c input and k output channels a group: a tap's weight for channels (i, j) of group g lies at
+# g*group_step + tap + i*c_step + j*k_step.
+Weights = namedtuple("Weights", "G c k group_step c_step k_step")
 
 
 def conv2d(x, w, stride, padding, dilation, groups):
     """y (N, K, P, Q), each block of it summed in registers."""
     K, C, R, S = w.shape
     P, Q = conv_output_size(x.shape, (R, S), stride, padding, dilation)
-    taps = [(r, s, r * dilation[0] - padding[0], s * dilation[1] - padding[1]) for r in range(R) for s in range(S)]
-    y = np.empty((x.shape[0], P, Q, K), x.dtype)
-    weights = nhwc(w).reshape(groups, K // groups, R, S, C).transpose(0, 2, 3, 4, 1)  # (G, R, S, C/G, K/G)
-    _correlate(nhwc(x), weights, tuple(taps), stride, y, (0, 0), (1, 1))
+    y = empty((x.shape[0], P, Q, K), x.dtype)
+    weights = Weights(groups, C, K // groups, w.size // groups, 1, R * S * C)
+    _correlate(nhwc(x), nhwc(w), weights, _taps(w.shape, padding, dilation), stride, y, (0, 0), (1, 1))
     return nchw(y)
 
 
-def conv2d_input_grad(g, w, x_shape, stride, padding, dilation, groups):
-    """dx (N, C, H, W), phase by phase."""
-    (N, C, H, W), (K, _, R, S) = x_shape, w.shape
-    gradient = nhwc(g)
-    dx = np.empty((N, H, W, C), g.dtype)
-    weights = nhwc(w).reshape(groups, K // groups, R, S, C // groups).transpose(0, 2, 3, 1, 4)  # (G, R, S, K/G, C/G)
-    for a, b in np.ndindex(*stride):
-        taps = [(r, s, (a + padding[0] - r * dilation[0]) // stride[0], (b + padding[1] - s * dilation[1]) // stride[1])
-                for r in range(R) if (a + padding[0] - r * dilation[0]) % stride[0] == 0
-                for s in range(S) if (b + padding[1] - s * dilation[1]) % stride[1] == 0]
-        if not taps:
-            dx[:, a :: stride[0], b :: stride[1]] = 0
-        elif a < H and b < W:
-            _correlate(gradient, weights, tuple(taps), (1, 1), dx, (a, b), stride)
+def conv2d_input_grad(g, w, x_shape, stride, padding, dilation, groups, total=None):
+    """dx (N, C, H, W), phase by phase; added to `total` and returned in it, if that is given."""
+    (N, C, H, W), (K, c, R, S) = x_shape, w.shape
+    weights = Weights(groups, K // groups, c, w.size // groups, R * S * c, 1)
+    phases = {(a, b): tuple((tap, (a - ty) // stride[0], (b - tx) // stride[1])
+                            for tap, ty, tx in _taps(w.shape, padding, dilation)
+                            if (a - ty) % stride[0] == 0 and (b - tx) % stride[1] == 0)
+              for a, b in np.ndindex(min(stride[0], H), min(stride[1], W))}
+    dx = empty((N, H, W, C), g.dtype) if total is None else nhwc(total)
+    if total is None and not all(phases.values()):
+        dx[...] = 0
+    for phase, taps in phases.items():
+        if taps:
+            _correlate(nhwc(g), nhwc(w), weights, taps, (1, 1), dx, phase, stride, total is not None)
     return nchw(dx)
 
 
@@ -76,10 +82,10 @@ def conv2d_weight_grad(x, g, w_shape, stride, padding, dilation, groups):
     K, C, R, S = w_shape
     images, gradient = nhwc(x), nhwc(g)
     N, P, Q, _ = gradient.shape
-    taps = [(r, s, r * dilation[0] - padding[0], s * dilation[1] - padding[1]) for r in range(R) for s in range(S)]
-    at, offsets, order = _plan(images.shape[1:], (P, Q), groups, tuple(taps), stride, (0, 0), (1, 1), copy=True)
+    taps = _taps(w_shape, padding, dilation)
+    at, offsets, order = _plan(images.shape[1:], (P, Q), groups, taps, stride, (0, 0), (1, 1), copy=True)
     pitch = -(-at.length // LANES) * LANES
-    cost = _cost(gradient, w_shape)
+    cost = gradient.size * C * R * S / 100
     ranges = slots(N * P, cost)
     sums = np.zeros((ranges, groups, K // groups, len(offsets), pitch), x.dtype)
     rows = max(1, PANEL_VALUES // (Q * max(C * groups * stride[0] * stride[1], K)))
@@ -93,7 +99,7 @@ def conv2d_weight_grad(x, g, w_shape, stride, padding, dilation, groups):
     for other in sums[1:]:
         sums[0] += other
     runs = sums[0][..., : at.length].reshape(groups, K // groups, R * S, C)
-    dw = np.empty((K, R, S, C), x.dtype)
+    dw = empty((K, R, S, C), x.dtype)
     dw.reshape(groups, K // groups, R * S, C)[:, :, order] = runs
     return nchw(dw)
 
@@ -101,12 +107,22 @@ def conv2d_weight_grad(x, g, w_shape, stride, padding, dilation, groups):
 # ---- the pieces ----
 
 
-def _correlate(source, weights, taps, stride, out, at, step):
-    """out[n, at + step*(p, q)] = sum over the taps of source[n, stride*(p, q) + tap] @ weights[tap]."""
+def _taps(w_shape, padding, dilation):
+    """(where its weights begin, ty, tx) of each tap of the forward pass."""
+    _, c, R, S = w_shape
+    return tuple(((r * S + s) * c, r * dilation[0] - padding[0], s * dilation[1] - padding[1])
+                 for r in range(R) for s in range(S))
+
+
+def _correlate(source, w, weights, taps, stride, out, at, step, add=False):
+    """out[n, at + step*(p, q)] = sum over the taps of source[n, stride*(p, q) + tap] @ w[tap], or += with add."""
     P, Q = (-(-(out.shape[1 + i] - at[i]) // step[i]) for i in range(2))
-    groups, channels = weights.shape[0], out.shape[3]
-    plan, offsets, order = _plan(source.shape[1:], (P, Q), groups, taps, stride, at, step)
-    panels = _pack(weights, taps, order)
+    plan, offsets, order = _plan(source.shape[1:], (P, Q), weights.G, taps, stride, at, step)
+    plan = plan._replace(add=add)
+    vectors = weights.G * -(-weights.k // LANES)
+    panels = empty((vectors * len(taps) * weights.c * LANES,), w.dtype)
+    places = np.array([taps[i][0] for i in order])
+    split(vectors, lambda slot, start, stop: pack(w.reshape(-1), weights, places, panels, start, stop), panels.size)
     chunk = max(1, PANEL_VALUES // (plan.length * WIDTH))
 
     def run(slot, start, stop):
@@ -114,7 +130,7 @@ def _correlate(source, weights, taps, stride, out, at, step):
         correlate(source.reshape(-1), *source.shape[1:], window, offsets, panels, start, stop, chunk,
                   out.reshape(-1), *out.shape[1:], plan)
 
-    split(source.shape[0] * P, run, _cost(out, (channels, weights.shape[3], len(taps), 1)) / (step[0] * step[1]))
+    split(source.shape[0] * P, run, source.shape[0] * P * Q * places.size * weights.G * weights.c * weights.k / 100)
 
 
 @lru_cache(maxsize=512)
@@ -125,35 +141,21 @@ def _plan(source_shape, output, groups, taps, stride, at, step, copy=False):
     """
     H, W, C = source_shape
     (P, Q), c = output, C // groups
-    top, left = min(ty for *_, ty, _ in taps), min(tx for *_, tx in taps)
-    bottom, right = max(ty for *_, ty, _ in taps), max(tx for *_, tx in taps)
+    top, left = min(ty for _, ty, _ in taps), min(tx for _, _, tx in taps)
+    bottom, right = max(ty for _, ty, _ in taps), max(tx for _, _, tx in taps)
     last_row, last_column = (P - 1) * stride[0] + bottom, (Q - 1) * stride[1] + right
     inside = not copy and top >= 0 and left >= 0 and last_row < H and last_column < W
     width = W if inside else last_column - left + 1
-    places = [((ty - top) * width + tx - left) * C for *_, ty, tx in taps]
+    places = [((ty - top) * width + tx - left) * C for _, ty, tx in taps]
     order = sorted(range(len(taps)), key=places.__getitem__)
     begins = [i for i in range(len(order)) if i == 0 or places[order[i]] != places[order[i - 1]] + c]
     taps_in_run = {b - a for a, b in zip(begins, [*begins[1:], len(order)], strict=True)}
     if len(taps_in_run) > 1:
-        begins, taps_in_run = range(len(order)), {1}
+        begins, taps_in_run = list(range(len(order))), {1}
     offsets = np.array([places[order[i]] for i in begins], np.int64)
-    plan = Pass(groups, P, Q, *stride, top, left, bottom - top, width, taps_in_run.pop() * c, inside, *at, *step)
+    plan = Pass(groups, P, Q, stride[0], stride[1], top, left, bottom - top, width, taps_in_run.pop() * c, inside,
+                at[0], at[1], step[0], step[1], False)
     return plan, offsets, order
-
-
-def _pack(weights, taps, order):
-    """(G, R, S, c, k) -> flat: for each group and panel of WIDTH outputs, or LANES in the last, (taps, c, panel)."""
-    chosen = weights[:, [taps[i][0] for i in order], [taps[i][1] for i in order]]
-    groups, count, c, k = chosen.shape
-    whole, rest = divmod(k, WIDTH)
-    padded = whole * WIDTH + (0 if not rest else LANES if rest <= LANES else WIDTH)
-    panels = np.zeros((groups, count * c, padded), weights.dtype)
-    panels[:, :, :k] = chosen.reshape(groups, count * c, k)
-    if padded <= WIDTH:
-        return panels.reshape(-1)
-    full = padded // WIDTH * WIDTH
-    front = panels[:, :, :full].reshape(groups, count * c, -1, WIDTH).swapaxes(1, 2).reshape(groups, -1)
-    return np.concatenate([front, panels[:, :, full:].reshape(groups, -1)], axis=1).reshape(-1)
 
 
 def _window_values(at, channels, rows):
@@ -161,12 +163,29 @@ def _window_values(at, channels, rows):
     return 0 if at.inside else ((rows - 1) * at.stride_h + at.height + 1) * at.width * channels + WIDTH
 
 
-def _cost(y, w_shape):
-    """Nanoseconds on one thread, roughly: 100 multiply-adds in each."""
-    return y.size * w_shape[1] * w_shape[2] * w_shape[3] / 100
-
-
 # ---- compiled ----
+
+
+@compiled
+def pack(w, at, taps, panels, start, stop):
+    """panels[group, panel, tap, c, k] for vectors start..stop of output channels, those of all groups counted together.
+
+    A panel has WIDTH of them, a group's last maybe LANES; channels that only fill up a vector get 0.
+    """
+    vectors = (at.k + LANES - 1) // LANES
+    total = taps.size * at.c
+    for number in range(start, stop):
+        group, vector = divmod(number, vectors)
+        k = vector * LANES
+        panel = k // WIDTH * WIDTH
+        width = min(WIDTH, vectors * LANES - panel)
+        target = (group * vectors * LANES + panel) * total + k - panel
+        for tap in taps:
+            for c in range(at.c):
+                place = group * at.group_step + tap + c * at.c_step + k * at.k_step
+                for lane in range(LANES):
+                    panels[target + lane] = w[place + lane * at.k_step] if k + lane < at.k else 0
+                target += width
 
 
 @compiled
@@ -179,8 +198,8 @@ def correlate(source, H, W, C, window, offsets, panels, start, stop, chunk, out,
         if at.inside:
             values, base, pitch = source, ((n * H + p * at.stride_h + at.top) * W + at.left) * C, W * C
         else:
-            copy_window(source, n, H, W, C, window, p * at.stride_h + at.top, (count - 1) * at.stride_h + at.height + 1,
-                        at.left, at.width)
+            read_window(source, n, H, W, C, p * at.stride_h + at.top, at.left,
+                        (count - 1) * at.stride_h + at.height + 1, at.width, window, C)
             values, base, pitch = window, 0, at.width * C
         c, k = C // at.G, K // at.G
         for group in range(at.G):
@@ -198,69 +217,40 @@ def correlate(source, H, W, C, window, offsets, panels, start, stop, chunk, out,
                         a = base + i * at.stride_h * pitch + group * c
                         o = ((n * out_H + at.out_h + (p + i) * at.out_step_h) * out_W + at.out_w) * K
                         o += group * k + first_channel
+                        old = at.add or first > 0
                         if wide:
                             _row(tile_zeros(out, ROWS, 2), tile_zeros(out, 4, 2), tile_zeros(out, 1, 2), at.Q, values,
                                  a, at.stride_w * C, offsets, first, last, at.length, panels, weights, out, o,
-                                 at.out_step_w * K, valid)
+                                 at.out_step_w * K, valid, old)
                         else:
                             _row(tile_zeros(out, ROWS, 1), tile_zeros(out, 4, 1), tile_zeros(out, 1, 1), at.Q, values,
                                  a, at.stride_w * C, offsets, first, last, at.length, panels, weights, out, o,
-                                 at.out_step_w * K, valid)
+                                 at.out_step_w * K, valid, old)
                 panel += total * lanes
                 first_channel += lanes
         row += count
 
 
-@compiled
-def copy_window(source, n, H, W, C, window, top, height, left, width):
-    """window[i, j] = pixel (top + i, left + j) of image n, or zero beyond its edges."""
-    for i in range(height):
-        h = top + i
-        target = i * width * C
-        if h < 0 or h >= H:
-            _clear(window, target, width * C)
-            continue
-        before = min(max(-left, 0), width)
-        inside = max(min(W - left, width) - before, 0)
-        _clear(window, target, before * C)
-        _copy(window, target + before * C, source, ((n * H + h) * W + left + before) * C, inside * C)
-        _clear(window, target + (before + inside) * C, (width - before - inside) * C)
-
-
 @inlined
-def _clear(values, i, count):
-    i = np.uint64(i)
-    for j in range(np.uint64(count)):
-        values[i + j] = 0
-
-
-@inlined
-def _copy(target, to, source, start, count):
-    to, start = np.uint64(to), np.uint64(start)
-    for j in range(np.uint64(count)):
-        target[to + j] = source[start + j]
-
-
-@inlined
-def _row(large, medium, small, pixels, A, a, step, offsets, first, last, length, B, b, C, c, out_step, valid):
+def _row(large, medium, small, pixels, A, a, step, offsets, first, last, length, B, b, C, c, out_step, valid, old):
     """One output row for one panel: ROWS pixels at a time, then 4, then single ones."""
     while pixels > 0:
         if pixels >= ROWS and (ROWS != 6 or pixels != 8):  # 4 + 4 rather than 6 + 1 + 1
-            _pixels(large, A, a, step, offsets, first, last, length, B, b, C, c, out_step, valid)
+            _pixels(large, A, a, step, offsets, first, last, length, B, b, C, c, out_step, valid, old)
             done = ROWS
         elif pixels >= 4:
-            _pixels(medium, A, a, step, offsets, first, last, length, B, b, C, c, out_step, valid)
+            _pixels(medium, A, a, step, offsets, first, last, length, B, b, C, c, out_step, valid, old)
             done = 4
         else:
-            _pixels(small, A, a, step, offsets, first, last, length, B, b, C, c, out_step, valid)
+            _pixels(small, A, a, step, offsets, first, last, length, B, b, C, c, out_step, valid, old)
             done = 1
         pixels, a, c = pixels - done, a + done * step, c + done * out_step
 
 
 @inlined
-def _pixels(tile, A, a, step, offsets, first, last, length, B, b, C, c, out_step, valid):
-    """A tile of outputs: the sum over runs first..last of taps, added to what the earlier ones left."""
-    if first > 0:
+def _pixels(tile, A, a, step, offsets, first, last, length, B, b, C, c, out_step, valid, old):
+    """A tile of outputs: the sum over runs first..last of taps, added to what is there if `old`."""
+    if old:
         tile = tile_load(tile, C, c, out_step, valid)
     width = tile_width(tile)
     for run in range(first, last):
@@ -278,8 +268,8 @@ def weight_sums(source, H, W, C, window, offsets, g, start, stop, rows, K, pitch
     while row < stop:
         n, p = divmod(row, at.P)
         count = min(min(stop - row, at.P - p), rows)
-        copy_window(source, n, H, W, C, window, p * at.stride_h + at.top, (count - 1) * at.stride_h + at.height + 1,
-                    at.left, at.width)
+        read_window(source, n, H, W, C, p * at.stride_h + at.top, at.left, (count - 1) * at.stride_h + at.height + 1,
+                    at.width, window, C)
         row_pitch = at.stride_h * at.width * C
         for group in range(at.G):
             for run in range(offsets.size):
@@ -319,7 +309,7 @@ def _reduce(tile, g, b, K, count, Q, X, a, row_pitch, step, sums, s, sums_step):
     tile = tile_load(tile, sums, s, sums_step, tile_width(tile))
     for p in range(count):
         x = a + p * row_pitch
-        for q in range(Q):
+        for _ in range(Q):
             tile = tile_add_product(tile, g, b, 1, X, x)
             b += K
             x += step

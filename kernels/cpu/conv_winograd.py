@@ -16,22 +16,29 @@ Over channels, each of the (m+2)^2 products is a matrix product. So:
         for each xi:    M[xi] = V[xi] @ U[xi]            U = G w G^T; tiles x C times C x K, in register tiles
         for each tile:  Y = A^T M A
 
-m = 4 is the faster and the less exact: its transforms multiply by up to 5 and 8, and then much cancels. A NaN or Inf in
-the image spreads over all outputs of the tiles that see it, a few pixels further than the window.
+B, G and A come from polynomials: tile and kernel are the coefficients of two, and their product is found from its
+values at m + 1 points and at infinity. m = 2 takes the points 0, 1, -1; m = 4 takes 0, a, -a, b, -b. With the usual
+a = 1, b = 2 the rounding errors are five times those of a direct convolution, as large numbers cancel; a = 5/8, b = 3/2
+make it two and a half times (the least of all multiples of 1/16, measured; Barabasz et al. 2020, "Error analysis and
+improving the accuracy of Winograd convolution", on why). A NaN or Inf in the image spreads over all outputs of the
+tiles that see it, a few pixels further than the window.
 """
+
+from collections import namedtuple
+from functools import cache, lru_cache
+from itertools import accumulate
 
 import numpy as np
 
 from ..layout import nchw, nhwc
+from ..memory import empty
 from .jit import compiled, inlined
 from .simd import (
     LANES,
     ROWS,
     WIDTH,
     load,
-    load_some,
     store,
-    store_some,
     tile_add_product,
     tile_load,
     tile_store,
@@ -39,148 +46,206 @@ from .simd import (
     tile_zeros,
     zeros,
 )
-from .threads import one_blas_thread, slots, split
+from .threads import scratch, slots, split
+from .window import read_window, write_window
 
+a, b = 5 / 8, 3 / 2  # m = 4's points; these and their squares are exact in float32
+aa, bb, aabb, aa_bb, aaa, bbb = a * a, b * b, a * a * b * b, a * a + b * b, a**3, b**3
 G = {
     2: np.array([[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]]),
-    4: np.array([[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6],
-                 [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]),
+    4: np.array([[1 / aabb, 0, 0], *([1 / s, p / s, p * p / s] for p in (a, -a, b, -b)
+                                     for s in [2 * p * p * (2 * p * p - aa_bb)]), [0, 0, 1]]),
 }
-BLOCK_VALUES = 160_000  # of V and M in a block, together: 640 KB in float32
+BLOCK = 64  # tiles: enough to use each product of the weights often, few enough for the second cache
 
 
 def conv2d(x, w, padding, m):
     """y (N, K, P, Q) for w (K, C, 3, 3), stride 1; padding (height, width) may be negative, and then crops."""
-    images = nhwc(x)
-    N, H, W, _ = images.shape
-    y = np.empty((N, H + 2 * padding[0] - 2, W + 2 * padding[1] - 2, w.shape[0]), x.dtype)
-    _convolve(images, nhwc(w).transpose(1, 2, 3, 0), padding, y, m)
+    (N, H, W, C), K = nhwc(x).shape, w.shape[0]
+    y = empty((N, H + 2 * padding[0] - 2, W + 2 * padding[1] - 2, K), x.dtype)
+    _convolve(nhwc(x), nhwc(w), Taps(0, C, 1, 9 * C), padding, y, m)
     return nchw(y)
 
 
-def conv2d_input_grad(g, w, x_shape, padding, m):
-    """dx (N, C, H, W): the convolution of g with the kernel turned round."""
+def conv2d_input_grad(g, w, x_shape, padding, m, total=None):
+    """dx (N, C, H, W): the convolution of g with the kernel turned round; added to `total`, if that is given."""
     N, C, H, W = x_shape
-    dx = np.empty((N, H, W, C), g.dtype)
-    _convolve(nhwc(g), nhwc(w)[:, ::-1, ::-1].transpose(1, 2, 0, 3), (2 - padding[0], 2 - padding[1]), dx, m)
+    dx = empty((N, H, W, C), g.dtype) if total is None else nhwc(total)
+    turned = Taps(8 * C, -C, 9 * C, 1)
+    _convolve(nhwc(g), nhwc(w), turned, (2 - padding[0], 2 - padding[1]), dx, m, total is not None)
     return nchw(dx)
 
 
 def conv2d_weight_grad(x, g, padding, m):
     """dw (K, C, 3, 3): each thread sums its tiles in the basis of U; the sums are added, then turned back."""
     images, gradient = nhwc(x), nhwc(g)
-    (N, P, Q, K), C, n = gradient.shape, images.shape[3], m + 2
-    tiles_h, tiles_w = -(-P // m), -(-Q // m)
-    padded_C, padded_K = -(-C // LANES) * LANES, -(-K // LANES) * LANES
+    K, C = gradient.shape[3], images.shape[3]
+    cut = _cut(gradient.shape, C, m)
     cost = gradient.size * C * 9 / 300
-    count = N * tiles_h * tiles_w
-    block = _block(n, padded_C + padded_K, count)
-    sums = np.zeros((slots(count, cost), n * n * C * padded_K), x.dtype)
+    sums = empty((slots(cut.strips, cost), cut.n**2 * cut.S_step), x.dtype)
 
     def run(slot, start, stop):
-        V = np.empty(n * n * (block * padded_C + LANES), x.dtype)
-        M = np.empty(n * n * (block * padded_K + LANES), x.dtype)
-        small = np.empty(4 * n * n * LANES, x.dtype)
-        weight_tiles(images.reshape(-1), images.shape, gradient.reshape(-1), gradient.shape, padding, m, tiles_h,
-                     tiles_w, start, stop, block, V, M, small, sums[slot])
+        weight_tiles(images.reshape(-1), images.shape, gradient.reshape(-1), gradient.shape, padding, cut, start, stop,
+                     *_work(cut, x.dtype), sums[slot])
 
-    split(count, run, cost)
-    for other in sums[1:]:
-        sums[0] += other
-    GG = np.kron(G[m], G[m]).astype(x.dtype)
-    with one_blas_thread():
-        dw = GG.T @ sums[0].reshape(n * n, -1)
-    dw = dw.reshape(3, 3, C, padded_K)[..., :K].transpose(3, 0, 1, 2)
-    return nchw(np.ascontiguousarray(dw))
+    split(cut.strips, run, cost)
+    dw = empty((K, 3, 3, C), x.dtype)
+    split(K, lambda slot, start, stop: weights_of(sums, C, _basis(m, x.dtype), cut, dw.reshape(-1), start, stop),
+          sums.size / 4)
+    return nchw(dw)
 
 
-def _convolve(source, weights, padding, out, m):
-    """out = source * weights, all channels last: (N, H, W, C) and (3, 3, C, K)."""
-    (N, P, Q, K), C, n = out.shape, source.shape[3], m + 2
-    tiles_h, tiles_w = -(-P // m), -(-Q // m)
-    padded_C, padded_K = -(-C // LANES) * LANES, -(-K // LANES) * LANES
-    U = transformed(weights, m)
-    count = N * tiles_h * tiles_w
-    block = _block(n, padded_C + padded_K, count)
+# Where the value of a tap for input channel c and output channel k of a convolution lies in the memory of the weights:
+# at first + tap*step + c*c_step + k*k_step.
+Taps = namedtuple("Taps", "first step c_step k_step")
+
+
+def _convolve(source, w, taps, padding, out, m, add=False):
+    """out = [out, if add] + source convolved with w, whose nine `taps` lie as described; images channels last."""
+    C, K, dtype = source.shape[3], out.shape[3], out.dtype
+    cut = _cut(out.shape, C, m)
+    U = empty((cut.n**2 * cut.U_step,), dtype)
+    split(cut.K // LANES, lambda slot, start, stop: weight_products(
+        w.reshape(-1), taps, C, K, _basis(m, dtype), cut, U, scratch((9 * LANES,), dtype), start, stop), U.size / 4)
 
     def run(slot, start, stop):
-        V = np.empty(n * n * (block * padded_C + LANES), out.dtype)
-        M = np.empty(n * n * (block * padded_K + LANES), out.dtype)
-        small = np.empty(4 * n * n * LANES, out.dtype)
-        convolve_tiles(source.reshape(-1), source.shape, U, out.reshape(-1), out.shape, padding, m, tiles_h, tiles_w,
-                       start, stop, block, V, M, small)
+        convolve_tiles(source.reshape(-1), source.shape, U, out.reshape(-1), out.shape, padding, cut, start, stop,
+                       *_work(cut, dtype), add)
 
-    split(count, run, out.size * C * 9 / 300)
+    split(cut.strips, run, out.size * C * 9 / 300)
 
 
-def _block(n, channels, count):
-    """Tiles of a block: a multiple of ROWS."""
-    return max(ROWS, min(BLOCK_VALUES // (n * n * channels), 96, count) // ROWS * ROWS)
+# How images are cut: into `strips`, each a row of `tiles` tiles, of which a block has `block`; C and K are the channels
+# filled up to whole vectors. From one product of a tile to the next it is V_step, M_step, U_step or S_step values in V,
+# M, U and the sums: no powers of two, or all would fall into the same few lines of the cache.
+Cut = namedtuple("Cut", "m n tiles strips strips_of_image block C K V_step M_step U_step S_step")
 
 
-def transformed(weights, m):
-    """(3, 3, C, K) -> U = G w G^T, flat: (xi, panels of WIDTH outputs, or LANES in the last, C, panel)."""
-    C, K = weights.shape[2:]
-    padded = -(-K // LANES) * LANES
-    panels = np.zeros((9, C * padded), weights.dtype)
-    for first in range(0, padded, WIDTH):
-        width = min(WIDTH, padded - first)
-        panel = panels[:, C * first : C * (first + width)].reshape(9, C, width)
-        panel[..., : min(width, K - first)] = weights.reshape(9, C, K)[..., first : first + width]
-    with one_blas_thread():
-        return (np.kron(G[m], G[m]).astype(weights.dtype) @ panels).reshape(-1)
+@lru_cache(maxsize=512)
+def _cut(y_shape, C, m):
+    (N, P, Q, K), n = y_shape, m + 2
+    full_C, full_K = -(-C // LANES) * LANES, -(-K // LANES) * LANES
+    height, tiles = -(-P // m), -(-Q // m)
+    block = max(1, min(BLOCK, N * height * tiles) // tiles)
+    return Cut(m, n, tiles, N * height, height, block, full_C, full_K, block * tiles * full_C + LANES,
+               block * tiles * full_K + LANES, C * full_K + LANES, full_C * K + LANES)
+
+
+def _work(cut, dtype):
+    """A thread's memory: V, M, strips of the image and of the output, and a tile between its two transforms.
+
+    The strips begin as zeros, for the channels that only fill up a vector.
+    """
+    sizes = (cut.n**2 * cut.V_step, cut.n**2 * cut.M_step, cut.n * (cut.tiles * cut.m + 2) * cut.C,
+             cut.m * cut.tiles * cut.m * cut.K, cut.n**2 * LANES)
+    memory, ends = scratch((sum(sizes),), dtype), list(accumulate(sizes))
+    memory[ends[1] : ends[3]] = 0
+    return [memory[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
+@cache
+def _basis(m, dtype):
+    """The matrix ((m+2)^2, 9), flat, that maps the taps to U = G w G^T."""
+    return np.kron(G[m], G[m]).astype(dtype).reshape(-1)
+
+
+# ---- compiled: weights ----
+
+
+@compiled
+def weight_products(w, taps, C, K, basis, at, U, vectors, start, stop):
+    """U[xi, panel, c, k] for vectors start..stop of output channels; a panel has WIDTH of them, the last maybe LANES.
+
+    The taps of a vector are gathered first, and are 0 for channels that only fill it up.
+    """
+    for number in range(start, stop):
+        k = number * LANES
+        panel = k // WIDTH * WIDTH
+        width = min(WIDTH, at.K - panel)
+        for c in range(C):
+            for tap in range(9):
+                place = taps.first + tap * taps.step + c * taps.c_step + k * taps.k_step
+                for lane in range(LANES):
+                    vectors[tap * LANES + lane] = w[place + lane * taps.k_step] if k + lane < K else 0
+            for xi in range(0, basis.size // 9, 4):
+                tile = tile_zeros(U, 4, 1)
+                for tap in range(9):
+                    tile = tile_add_product(tile, basis, xi * 9 + tap, 9, vectors, tap * LANES)
+                tile_store(tile, U, xi * at.U_step + panel * C + c * width + k - panel, at.U_step, LANES)
+
+
+@compiled
+def weights_of(sums, C, basis, at, dw, start, stop):
+    """dw[k, tap, c] for output channels start..stop: the threads' sums[xi, k, c], added and turned back."""
+    for k in range(start, stop):
+        for c in range(0, C, LANES):
+            tile = tile_zeros(dw, 9, 1)
+            for slot in range(len(sums)):
+                for xi in range(basis.size // 9):
+                    tile = tile_add_product(tile, basis, xi * 9, 1, sums[slot], xi * at.S_step + k * at.C + c)
+            tile_store(tile, dw, k * 9 * C + c, C, min(C - c, LANES))
 
 
 # ---- compiled: blocks of tiles ----
 
 
 @compiled
-def convolve_tiles(x, x_shape, U, y, y_shape, padding, m, tiles_h, tiles_w, start, stop, block, V, M, small):
-    (_, H, W, C), (_, P, Q, K), n = x_shape, y_shape, m + 2
-    padded_C, padded_K = (C + LANES - 1) // LANES * LANES, (K + LANES - 1) // LANES * LANES
-    V_step, M_step = block * padded_C + LANES, block * padded_K + LANES  # not a power of two: other lines of the cache
-    for first in range(start, stop, block):
-        tiles = min(block, stop - first)
-        for t in range(tiles):
-            image, rest = divmod(first + t, tiles_h * tiles_w)
-            ty, tx = divmod(rest, tiles_w)
-            input_tile(x, image, ty * m - padding[0], tx * m - padding[1], H, W, C, m, V, t * padded_C, V_step, small)
-        for xi in range(n * n):
-            for k in range(0, padded_K, WIDTH):
-                u = (xi * padded_K + k) * C
-                if padded_K - k > LANES:
-                    _products(tile_zeros(y, ROWS, 2), tile_zeros(y, 4, 2), tile_zeros(y, 1, 2), tiles, V, xi * V_step,
-                              padded_C, C, U, u, M, xi * M_step + k, padded_K)
+def convolve_tiles(x, x_shape, U, y, y_shape, padding, at, start, stop, V, M, strip, out, small, add):
+    """Strips start..stop of all images, counted together."""
+    (_, H, W, C), (_, P, Q, K) = x_shape, y_shape
+    for first in range(start, stop, at.block):
+        strips = min(at.block, stop - first)
+        _input_strips(x, H, W, C, padding, at, first, strips, V, strip, small)
+        tiles = strips * at.tiles
+        for xi in range(at.n * at.n):
+            for k in range(0, at.K, WIDTH):
+                u = xi * at.U_step + k * C
+                if at.K - k > LANES:
+                    _products(tile_zeros(y, ROWS, 2), tile_zeros(y, 4, 2), tile_zeros(y, 1, 2), tiles, V,
+                              xi * at.V_step, at.C, C, U, u, M, xi * at.M_step + k, at.K)
                 else:
-                    _products(tile_zeros(y, ROWS, 1), tile_zeros(y, 4, 1), tile_zeros(y, 1, 1), tiles, V, xi * V_step,
-                              padded_C, C, U, u, M, xi * M_step + k, padded_K)
-        for t in range(tiles):
-            image, rest = divmod(first + t, tiles_h * tiles_w)
-            ty, tx = divmod(rest, tiles_w)
-            output_tile(M, t * padded_K, M_step, image, ty * m, tx * m, P, Q, K, m, y, small)
+                    _products(tile_zeros(y, ROWS, 1), tile_zeros(y, 4, 1), tile_zeros(y, 1, 1), tiles, V,
+                              xi * at.V_step, at.C, C, U, u, M, xi * at.M_step + k, at.K)
+        for s in range(strips):
+            n, row = divmod(first + s, at.strips_of_image)
+            for t in range(at.tiles):
+                output_tile(M, (s * at.tiles + t) * at.K, at, out, t * at.m * at.K, small)
+            write_window(out, at.K, at.tiles * at.m, y, n, P, Q, K, row * at.m, at.m, add)
 
 
 @compiled
-def weight_tiles(x, x_shape, g, g_shape, padding, m, tiles_h, tiles_w, start, stop, block, V, M, small, sums):
-    (_, H, W, C), (_, P, Q, K), n = x_shape, g_shape, m + 2
-    padded_C, padded_K = (C + LANES - 1) // LANES * LANES, (K + LANES - 1) // LANES * LANES
-    V_step, M_step = block * padded_C + LANES, block * padded_K + LANES
-    for first in range(start, stop, block):
-        tiles = min(block, stop - first)
-        for t in range(tiles):
-            image, rest = divmod(first + t, tiles_h * tiles_w)
-            ty, tx = divmod(rest, tiles_w)
-            input_tile(x, image, ty * m - padding[0], tx * m - padding[1], H, W, C, m, V, t * padded_C, V_step, small)
-            gradient_tile(g, image, ty * m, tx * m, P, Q, K, m, M, t * padded_K, M_step, small)
-        for xi in range(n * n):
-            for k in range(0, padded_K, WIDTH):
-                s = xi * C * padded_K + k
-                if padded_K - k > LANES:
-                    _sums(tile_zeros(g, ROWS, 2), tile_zeros(g, 4, 2), tile_zeros(g, 1, 2), C, V, xi * V_step, padded_C,
-                          tiles, M, xi * M_step + k, padded_K, sums, s)
+def weight_tiles(x, x_shape, g, g_shape, padding, at, start, stop, V, M, strip, out, small, sums):
+    """sums[xi, k, c] = the sum of M[xi, tile, k] * V[xi, tile, c] over the tiles of strips start..stop."""
+    (_, H, W, C), (_, P, Q, K) = x_shape, g_shape
+    for first in range(start, stop, at.block):
+        strips = min(at.block, stop - first)
+        _input_strips(x, H, W, C, padding, at, first, strips, V, strip, small)
+        for s in range(strips):
+            n, row = divmod(first + s, at.strips_of_image)
+            read_window(g, n, P, Q, K, row * at.m, 0, at.m, at.tiles * at.m, out, at.K)
+            for t in range(at.tiles):
+                gradient_tile(out, t * at.m * at.K, at, M, (s * at.tiles + t) * at.K, small)
+        tiles, old = strips * at.tiles, first > start
+        for xi in range(at.n * at.n):
+            for c in range(0, at.C, WIDTH):
+                s = xi * at.S_step + c
+                if at.C - c > LANES:
+                    _sums(tile_zeros(g, ROWS, 2), tile_zeros(g, 4, 2), tile_zeros(g, 1, 2), K, M, xi * at.M_step, at.K,
+                          tiles, V, xi * at.V_step + c, at.C, sums, s, old)
                 else:
-                    _sums(tile_zeros(g, ROWS, 1), tile_zeros(g, 4, 1), tile_zeros(g, 1, 1), C, V, xi * V_step, padded_C,
-                          tiles, M, xi * M_step + k, padded_K, sums, s)
+                    _sums(tile_zeros(g, ROWS, 1), tile_zeros(g, 4, 1), tile_zeros(g, 1, 1), K, M, xi * at.M_step, at.K,
+                          tiles, V, xi * at.V_step + c, at.C, sums, s, old)
+
+
+@compiled
+def _input_strips(x, H, W, C, padding, at, first, strips, V, strip, small):
+    """V of all tiles of so many strips."""
+    width = at.tiles * at.m + 2
+    for s in range(strips):
+        n, row = divmod(first + s, at.strips_of_image)
+        read_window(x, n, H, W, C, row * at.m - padding[0], -padding[1], at.n, width, strip, at.C)
+        for t in range(at.tiles):
+            input_tile(strip, t * at.m * at.C, width * at.C, at, V, (s * at.tiles + t) * at.C, small)
 
 
 @inlined
@@ -210,25 +275,26 @@ def _product(tile, A, a, A_step, C, B, b, M, o, M_step):
 
 
 @inlined
-def _sums(large, medium, small, C, A, a, A_step, tiles, B, b, B_step, S, s):
-    """S[c] += sum over tiles t of A[t, c] * B[t], for one panel: ROWS channels at a time, then 4, then single ones."""
-    c = 0
-    while c < C:
-        left = C - c
+def _sums(large, medium, small, K, A, a, A_step, tiles, B, b, B_step, S, s, old):
+    """S[k] = [S[k] if old] + sum over tiles t of A[t, k] * B[t], for one panel: ROWS of K at a time, then 4, then 1."""
+    k = 0
+    while k < K:
+        left = K - k
         if left >= ROWS and (ROWS != 6 or left != 8):
-            _sum(large, A, a + c, A_step, tiles, B, b, B_step, S, s + c * B_step)
-            c += ROWS
+            _sum(large, A, a + k, A_step, tiles, B, b, B_step, S, s + k * B_step, old)
+            k += ROWS
         elif left >= 4:
-            _sum(medium, A, a + c, A_step, tiles, B, b, B_step, S, s + c * B_step)
-            c += 4
+            _sum(medium, A, a + k, A_step, tiles, B, b, B_step, S, s + k * B_step, old)
+            k += 4
         else:
-            _sum(small, A, a + c, A_step, tiles, B, b, B_step, S, s + c * B_step)
-            c += 1
+            _sum(small, A, a + k, A_step, tiles, B, b, B_step, S, s + k * B_step, old)
+            k += 1
 
 
 @inlined
-def _sum(tile, A, a, A_step, tiles, B, b, B_step, S, s):
-    tile = tile_load(tile, S, s, B_step, tile_width(tile))
+def _sum(tile, A, a, A_step, tiles, B, b, B_step, S, s, old):
+    if old:
+        tile = tile_load(tile, S, s, B_step, tile_width(tile))
     for _ in range(tiles):
         tile = tile_add_product(tile, A, a, 1, B, b)
         a += A_step
@@ -240,68 +306,35 @@ def _sum(tile, A, a, A_step, tiles, B, b, B_step, S, s):
 
 
 @compiled
-def input_tile(x, image, top, left, H, W, C, m, V, v, V_step, small):
-    """V[xi, v:] = (B^T d B)[xi] for the tile d whose corner is (top, left), zero beyond the edges."""
-    n = m + 2
-    corner = ((image * H + top) * W + left) * C
-    inside = 0 <= top and top + n <= H and 0 <= left and left + n <= W
-    for c in range(0, C, LANES):
-        if inside and c + LANES <= C:
-            for j in range(n):
-                _input_1d(m, x, corner + j * C + c, W * C, small, j * LANES, n * LANES)
-        else:
-            for i in range(n):
-                for j in range(n):
-                    pixel = zeros(x)
-                    if 0 <= top + i < H and 0 <= left + j < W:
-                        pixel = load_some(x, corner + (i * W + j) * C + c, C - c)
-                    store(small, (n * n + i * n + j) * LANES, pixel)
-            for j in range(n):
-                _input_1d(m, small, (n * n + j) * LANES, n * LANES, small, j * LANES, n * LANES)
-        for i in range(n):
-            _input_1d(m, small, i * n * LANES, LANES, V, i * n * V_step + v + c, V_step)
+def input_tile(strip, d, row, at, V, v, small):
+    """V[xi, v:] = (B^T d B)[xi] for the tile at strip[d:], whose rows lie `row` values apart."""
+    for c in range(0, at.C, LANES):
+        for j in range(at.n):
+            _input_1d(at.m, strip, d + j * at.C + c, row, small, j * LANES, at.n * LANES)
+        for i in range(at.n):
+            _input_1d(at.m, small, i * at.n * LANES, LANES, V, i * at.n * at.V_step + v + c, at.V_step)
 
 
 @compiled
-def output_tile(M, v, M_step, image, top, left, P, Q, K, m, y, small):
-    """y at the tile with the corner (top, left) = A^T M A; what lies beyond the edges is not written."""
-    n = m + 2
-    corner = ((image * P + top) * Q + left) * K
-    inside = top + m <= P and left + m <= Q
-    for k in range(0, K, LANES):
-        for j in range(n):
-            _output_1d(m, M, j * M_step + v + k, n * M_step, small, j * LANES, n * LANES)
-        if inside and k + LANES <= K:
-            for i in range(m):
-                _output_1d(m, small, i * n * LANES, LANES, y, corner + i * Q * K + k, K)
-            continue
-        for i in range(min(m, P - top)):
-            _output_1d(m, small, i * n * LANES, LANES, small, n * n * LANES, LANES)
-            for j in range(min(m, Q - left)):
-                store_some(y, corner + (i * Q + j) * K + k, load(small, (n * n + j) * LANES), K - k)
+def output_tile(M, v, at, out, o, small):
+    """The tile at out[o:] = A^T M A."""
+    row = at.tiles * at.m * at.K
+    for k in range(0, at.K, LANES):
+        for j in range(at.n):
+            _output_1d(at.m, M, j * at.M_step + v + k, at.n * at.M_step, small, j * LANES, at.n * LANES)
+        for i in range(at.m):
+            _output_1d(at.m, small, i * at.n * LANES, LANES, out, o + i * row + k, at.K)
 
 
 @compiled
-def gradient_tile(g, image, top, left, P, Q, K, m, M, v, M_step, small):
-    """M[xi, v:] = (A g A^T)[xi] for the m x m tile of g with the corner (top, left), zero beyond the edges."""
-    n = m + 2
-    corner = ((image * P + top) * Q + left) * K
-    inside = top + m <= P and left + m <= Q
-    for k in range(0, K, LANES):
-        if inside and k + LANES <= K:
-            for j in range(m):
-                _gradient_1d(m, g, corner + j * K + k, Q * K, small, j * LANES, m * LANES)
-        else:
-            for i in range(m):
-                for j in range(m):
-                    pixel = zeros(g)
-                    if top + i < P and left + j < Q:
-                        pixel = load_some(g, corner + (i * Q + j) * K + k, K - k)
-                    store(small, (n * n + i * m + j) * LANES, pixel)
-            for j in range(m):
-                _gradient_1d(m, small, (n * n + j) * LANES, m * LANES, small, j * LANES, m * LANES)
-        for i in range(n):
-            _gradient_1d(m, small, i * m * LANES, LANES, M, i * n * M_step + v + k, M_step)
+def gradient_tile(strip, d, at, M, v, small):
+    """M[xi, v:] = (A g A^T)[xi] for the tile g at strip[d:]."""
+    row = at.tiles * at.m * at.K
+    for k in range(0, at.K, LANES):
+        for j in range(at.m):
+            _gradient_1d(at.m, strip, d + j * at.K + k, row, small, j * LANES, at.m * LANES)
+        for i in range(at.n):
+            _gradient_1d(at.m, small, i * at.m * LANES, LANES, M, i * at.n * at.M_step + v + k, at.M_step)
 
 
 @inlined
@@ -315,13 +348,13 @@ def _input_1d(m, source, i, step, target, o, out_step):
         store(target, o + 3 * out_step, d1 - d3)
         return
     d4, d5 = load(source, i + 4 * step), load(source, i + 5 * step)
-    a, b, c, e = d4 - 4 * d2, d3 - 4 * d1, d4 - d2, d3 - d1
-    store(target, o, 4 * d0 - 5 * d2 + d4)
-    store(target, o + out_step, a + b)
-    store(target, o + 2 * out_step, a - b)
-    store(target, o + 3 * out_step, c + 2 * e)
-    store(target, o + 4 * out_step, c - 2 * e)
-    store(target, o + 5 * out_step, 4 * d1 - 5 * d3 + d5)
+    p, q, r, t = d4 - bb * d2, a * d3 - (a * bb) * d1, d4 - aa * d2, b * d3 - (b * aa) * d1
+    store(target, o, aabb * d0 - aa_bb * d2 + d4)
+    store(target, o + out_step, p + q)
+    store(target, o + 2 * out_step, p - q)
+    store(target, o + 3 * out_step, r + t)
+    store(target, o + 4 * out_step, r - t)
+    store(target, o + 5 * out_step, aabb * d1 - aa_bb * d3 + d5)
 
 
 @inlined
@@ -335,9 +368,9 @@ def _output_1d(m, source, i, step, target, o, out_step):
     d4, d5 = load(source, i + 4 * step), load(source, i + 5 * step)
     p, q, r, t = d1 + d2, d1 - d2, d3 + d4, d3 - d4
     store(target, o, d0 + p + r)
-    store(target, o + out_step, q + 2 * t)
-    store(target, o + 2 * out_step, p + 4 * r)
-    store(target, o + 3 * out_step, q + 8 * t + d5)
+    store(target, o + out_step, a * q + b * t)
+    store(target, o + 2 * out_step, aa * p + bb * r)
+    store(target, o + 3 * out_step, aaa * q + bbb * t + d5)
 
 
 @inlined
@@ -351,7 +384,7 @@ def _gradient_1d(m, source, i, step, target, o, out_step):
         store(target, o + 3 * out_step, zeros(source) - d1)
         return
     d2, d3 = load(source, i + 2 * step), load(source, i + 3 * step)
-    p, q, u, v = d0 + d2, d1 + d3, d0 + 4 * d2, 2 * d1 + 8 * d3
+    p, q, u, v = d0 + aa * d2, a * d1 + aaa * d3, d0 + bb * d2, b * d1 + bbb * d3
     store(target, o, d0)
     store(target, o + out_step, p + q)
     store(target, o + 2 * out_step, p - q)

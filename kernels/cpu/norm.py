@@ -21,6 +21,7 @@ Sums run in float64, one set for each thread, added in the order of the threads.
 import numpy as np
 
 from ..layout import from_rows, rows
+from ..memory import empty
 from .jit import compiled, inlined
 from .threads import slots, split
 
@@ -52,7 +53,7 @@ def batch_norm_apply(x, scale, shift, residual, relu):
     """y = x*scale + shift [+ residual], then max(y, 0) if relu; NaN stays NaN."""
     lanes, (values, added) = _widen(rows(x), residual)
     scale, shift = np.tile(scale, lanes), np.tile(shift, lanes)
-    y = np.empty_like(values)
+    y = empty(values.shape, values.dtype)
 
     def run(slot, start, stop):
         part = slice(start, stop)
@@ -82,8 +83,8 @@ def batch_norm_input_grad(g, x, a, b, d, y, residual):
     """dx = a*g' + b*x + d; dres = g' if residual (g itself where no ReLU stood before it), else None."""
     lanes, (gradient, values, outputs) = _widen(rows(g), x, y)
     a, b, d = np.tile(a, lanes), np.tile(b, lanes), np.tile(d, lanes)
-    dx = np.empty_like(values)
-    dres = np.empty_like(values) if residual and y is not None else None
+    dx = empty(values.shape, values.dtype)
+    dres = empty(values.shape, values.dtype) if residual and y is not None else None
 
     def run(slot, start, stop):
         part = slice(start, stop)

@@ -19,6 +19,7 @@ import numpy as np
 
 from .. import reference
 from ..layout import nchw, nhwc
+from ..memory import empty
 from .jit import compiled
 from .threads import split
 
@@ -38,7 +39,7 @@ def _max_over_windows(x, rows_of, columns_of):
     """rows_of (P, R) and columns_of (Q, S): the image's rows and columns in each window, -1 outside (reference.py)."""
     images = nhwc(x)
     N, C, (P, R), (Q, S) = x.shape[0], x.shape[1], rows_of.shape, columns_of.shape
-    y, index = np.empty((N, P, Q, C), x.dtype), np.empty((N, P, Q, C), np.int64)
+    y, index = empty((N, P, Q, C), x.dtype), empty((N, P, Q, C), np.int64)
 
     def run(slot, start, stop):
         max_windows(images, rows_of, columns_of, start, stop, y, index)
@@ -51,7 +52,7 @@ def gather_hw(x, index):
     """y[n,c,p,q] = x[n,c] at flat position index[n,c,p,q]."""
     (N, C, H, W), (P, Q) = x.shape, index.shape[2:]
     images, positions = nhwc(x).reshape(N, H * W, C), nhwc(index).reshape(N, P * Q, C)
-    y = np.empty(positions.shape, x.dtype)
+    y = empty(positions.shape, x.dtype)
 
     def run(slot, start, stop):
         gather(images, positions, start, stop, y)
@@ -64,7 +65,7 @@ def scatter_hw(g, index, x_shape):
     """Adjoint of gather_hw: adds each g[n,c,p,q] to position index[n,c,p,q] of a zero image of shape x_shape."""
     (N, C, H, W), (P, Q) = x_shape, index.shape[2:]
     gradient, positions = nhwc(g).reshape(N, P * Q, C), nhwc(index).reshape(N, P * Q, C)
-    dx = np.empty((N, H * W, C), g.dtype)
+    dx = empty((N, H * W, C), g.dtype)
 
     def run(slot, start, stop):
         scatter(gradient, positions, start, stop, dx)
@@ -76,7 +77,7 @@ def scatter_hw(g, index, x_shape):
 def avg_pool2d(x, kernel, stride, padding, output, count_include_pad):
     """Mean of each window; the divisor counts the padding or only the pixels of the image. output = (P, Q)."""
     images = nhwc(x)
-    y = np.empty((x.shape[0], *output, x.shape[1]), x.dtype)
+    y = empty((x.shape[0], *output, x.shape[1]), x.dtype)
     sizes = reference.window_sizes(x.shape, kernel, stride, padding, output, count_include_pad)[..., 0]
 
     def run(slot, start, stop):
@@ -89,7 +90,7 @@ def avg_pool2d(x, kernel, stride, padding, output, count_include_pad):
 def avg_pool2d_input_grad(g, x_shape, kernel, stride, padding, count_include_pad):
     """Adjoint of avg_pool2d: each pixel adds up its share of the gradient of each window that it lies in."""
     N, C, H, W = x_shape
-    gradient, dx = nhwc(g), np.empty((N, H, W, C), g.dtype)
+    gradient, dx = nhwc(g), empty((N, H, W, C), g.dtype)
     sizes = reference.window_sizes(x_shape, kernel, stride, padding, g.shape[2:], count_include_pad)[..., 0]
 
     def run(slot, start, stop):

@@ -20,6 +20,8 @@ from functools import cache
 
 import numpy as np
 
+from ..memory import empty
+
 NANOSECONDS_WORTH_A_THREAD = 100_000  # twice the price of handing work to another thread
 
 
@@ -86,7 +88,7 @@ def scratch(shape, dtype):
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     block = getattr(_local, "block", None)
     if block is None or block.size < size:
-        block = _local.block = np.empty(size, np.uint8)
+        block = _local.block = empty((size,), np.uint8)
     return block[:size].view(dtype).reshape(shape)
 
 

@@ -67,7 +67,7 @@ def evaluate_weights(
     load(network, weights)
     images = dataset.with_normalisation(mean, std)
     if fold:
-        network = fold_batch_norm(network, images.batch([0])[0])
+        network = fold_batch_norm(network, images.take([0])[0])
     folded = sum(isinstance(layer, FoldedConv2d) for layer in network.modules())
     setup.say(f"{name} from {weights} on {len(dataset):,} images of {data} ({split}); input normalised by {origin}: "
               f"mean {_numbers(mean)}, std {_numbers(std)}; kernels {kernels}"

@@ -24,6 +24,7 @@ class Conv2d(Function):
     """y = x * w;  dx and dw by its two adjoints."""
 
     fresh = True
+    merges = True
 
     def forward(self, x: Any, w: Any, **geometry: Any) -> Any:
         self.save(x, w)
@@ -31,8 +32,12 @@ class Conv2d(Function):
 
     def backward(self, grad: Any) -> Any:
         x, w = self.saved
-        return (Conv2dInputGrad.apply(grad, w, x_shape=x.shape, **self.params) if self.needs[0] else None,
-                Conv2dWeightGrad.apply(x, grad, w_shape=w.shape, **self.params) if self.needs[1] else None)
+        dx = self.into[0] if self.into and self.needs[0] else None
+        if dx is not None:
+            kernels.conv2d_input_grad_add(dx, grad, w, **self.params)
+        elif self.needs[0]:
+            dx = Conv2dInputGrad.apply(grad, w, x_shape=x.shape, **self.params)
+        return dx, Conv2dWeightGrad.apply(x, grad, w_shape=w.shape, **self.params) if self.needs[1] else None
 
 
 class Conv2dInputGrad(Function):
