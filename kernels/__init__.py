@@ -172,9 +172,9 @@ def softmax_cross_entropy_grad(g, log_probs, labels, smoothing):
 
 def sgd(p, g, velocity, lr, momentum, weight_decay, nesterov):
     """g' = g + weight_decay p; v = momentum v + g'; p -= lr v, or lr (g' + momentum v) if nesterov; v may be None."""
-    _kernel("sgd", p)(p, g, velocity, lr, momentum, weight_decay, nesterov)
+    return _kernel("sgd", p)(p, g, velocity, lr, momentum, weight_decay, nesterov)
 
 
 def adam(p, g, mean, square, step, lr, betas, eps, weight_decay, shrink):
     """Step number `step` (from 1) of Adam; weight_decay is added to the gradient, shrink is a factor of p."""
-    _kernel("adam", p)(p, g, mean, square, step, lr, betas, eps, weight_decay, shrink)
+    return _kernel("adam", p)(p, g, mean, square, step, lr, betas, eps, weight_decay, shrink)

@@ -106,7 +106,7 @@ def test_work_of_a_grouped_convolution_by_hand():
     (32, "forward", "Winograd, m = 2", 4 / 9), (32, "weight gradient", "Winograd, m = 4", 1 / 4),
 ])
 def test_the_kernel_of_a_convolution_and_its_products(monkeypatch, channels, function, kernel, share):
-    monkeypatch.setattr(kernel_calls.conv, "_tiles", lambda K, *rest: (0 if K < 32 else 2, 4))
+    monkeypatch.setattr(kernel_calls.conv, "_tiles", lambda w_shape, *rest: (0 if w_shape[0] < 32 else 2, 4))
     layer = Convolution((1, channels, 4, 4), (channels, channels, 3, 3), (1, 1), (1, 1), (1, 1), 1)
     (found,) = works(layer.ours()[function])
     assert found.kernel == kernel and found.flops == 2 * 16 * channels * channels * 9
@@ -133,6 +133,21 @@ def test_bytes_of_an_optimizers_step_by_hand():
     (plain,) = works(lambda: kernels.sgd(p, g, None, 0.1, 0.0, 0.0, False))
     (momentum,) = works(lambda: kernels.sgd(p, g, velocity, 0.1, 0.9, 0.0, False))
     assert (plain.bytes, momentum.bytes) == (3 * 60, 5 * 60)  # reads p and g, writes p; and velocity twice
+
+
+def test_bytes_of_a_result_in_an_arguments_memory_by_hand():
+    y, bias = layout.nchw(np.ones((2, 3, 3, 4), np.float32)), np.ones(4, np.float32)
+    (found,) = works(lambda: kernels.add_bias(y, bias, None, True))
+    assert found.bytes == 4 * (2 * 72 + 4)  # y is read and written; what is returned is y's memory
+
+
+def test_work_of_an_input_gradient_that_is_added_by_hand():
+    """As alone; the total is read and written."""
+    _, w, g = STRIDED.arrays()
+    total = layout.nchw(np.ones((2, 8, 8, 3), np.float32))
+    options = (STRIDED.stride, STRIDED.padding, STRIDED.dilation, STRIDED.groups)
+    (found,) = works(lambda: kernels.conv2d_input_grad_add(total, g, w, *options))
+    assert (found.flops, found.bytes) == (2 * 512 * 27, 4 * (2 * 384 + 432 + 512))
 
 
 def test_what_is_written_in_place_exists():

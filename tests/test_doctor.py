@@ -468,14 +468,18 @@ def test_numba_that_does_not_work_is_told(monkeypatch):
 
 def test_the_folder_of_compiled_kernels_is_judged(tmp_path):
     assert doctor.kernel_cache()[0].verdict in ("ok", "note")
-    found = doctor.cache_finding(None, "")
+    found = doctor.cache_finding(None, [], "")
     assert found.verdict == "note" and found.fix.startswith("export NUMBA_CACHE_DIR=/")
-    assert "the first run compiles" in doctor.cache_finding(str(tmp_path), "").value
+    found = doctor.cache_finding(tmp_path, [tmp_path], "")
+    assert found.verdict == "ok" and found.value.endswith("the first run compiles, or now: tinyres doctor --warm")
     (tmp_path / "a.nbc").write_bytes(bytes(2**20))
-    found = doctor.cache_finding(str(tmp_path), str(tmp_path.parent))
-    assert found.verdict == "ok" and found.value == f"1 compiled kernels, 1.0 MiB in {tmp_path}"
-    found = doctor.cache_finding(str(tmp_path), str(tmp_path / "elsewhere"))
+    found = doctor.cache_finding(tmp_path, [tmp_path], str(tmp_path.parent))
+    assert found.verdict == "ok" and found.value == f"1 compiled kernels, 1.0 MiB, in {tmp_path}"
+    assert (found.facts["kernels"], found.facts["bytes"], found.facts["path"]) == (1, 2**20, str(tmp_path))
+    found = doctor.cache_finding(tmp_path, [tmp_path], str(tmp_path / "elsewhere"))
     assert found.fix == "unset NUMBA_CACHE_DIR" and "cannot be written" in found.value
+    found = doctor.cache_finding(None, [tmp_path], "")
+    assert found.verdict == "note" and found.value.startswith("1 compiled kernels, 1.0 MiB; no folder")
 
 
 def test_a_missing_compiler_is_no_problem(monkeypatch, tmp_path):

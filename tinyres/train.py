@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyres import ops
+from tinyres import kernels, ops
 from tinyres.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from tinyres.data import Dataset, Loader
 from tinyres.debug import debug
@@ -68,6 +68,8 @@ def train(model: Module, loader: Loader, optimizer: Optimizer, epochs: int | Non
     move), seconds, images_per_second, and with validation validation_loss and validation_accuracy. Accuracies are
     shares, 0 to 1.
 
+    With the fast kernels, whose threads fill the processors, BLAS has one meanwhile, and what it had afterwards.
+
     Raises FloatingPointError that names the op when the loss or a gradient becomes NaN or infinite, OSError when the
     disk is full, KeyboardInterrupt on Ctrl-C or SIGTERM after the step under way; the checkpoint is whole each time.
     """
@@ -87,7 +89,7 @@ def train(model: Module, loader: Loader, optimizer: Optimizer, epochs: int | Non
     full = loader.batch_size if loader.drop_last else len(loader.dataset) / len(loader)
     bar = progress_bar(round(total * full), round((at.step - at.batch) * full) + at.images, show_progress)
     asked = Interruption()
-    with bar, asked, warnings.catch_warnings():
+    with bar, asked, _one_blas_thread(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* encountered in", RuntimeWarning)  # NumPy's: a step names the op instead
         while at.step < total:
             model.train()
@@ -171,6 +173,15 @@ def _writing(out: PathLike | None) -> Iterator[None]:
     except OSError as error:
         raise OSError(f"train: {out} could not be written: {error}. The last checkpoint there is whole: make room, "
                       "then go on by resuming") from error
+
+
+def _one_blas_thread() -> contextlib.AbstractContextManager[Any]:
+    """With the fast kernels; the others have no threads but those of BLAS."""
+    if kernels.current() != "fast":
+        return contextlib.nullcontext()
+    from tinyres.kernels.cpu.threads import one_blas_thread  # only now: it costs the import of Numba
+
+    return one_blas_thread()
 
 
 def train_step(model: Module, optimizer: Optimizer, x: np.ndarray, y: np.ndarray, label_smoothing: float = 0.0,
@@ -276,7 +287,7 @@ def evaluate(model: Module, dataset: Dataset, batch: int = EVALUATION_BATCH, sho
     loader = Loader(dataset, batch)
     training, logits, loss = model.training, [], 0.0
     model.eval()
-    with no_grad(), progress_bar(len(dataset), 0, show_progress) as bar:
+    with no_grad(), _one_blas_thread(), progress_bar(len(dataset), 0, show_progress) as bar:
         for x, y in loader.epoch(0):
             found = model(Tensor(x))
             loss += ops.cross_entropy(found, y, reduction="none").numpy().sum(dtype=np.float64)

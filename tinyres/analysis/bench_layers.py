@@ -30,7 +30,8 @@ from tinyres.tensor import Tensor
 WORKLOADS = (Workload("resnet20", {"num_classes": 10, "option": "B"}, 128, 32),
              Workload("resnet18", {"num_classes": 10, "option": "B", "cifar_stem": True}, 32, 32))
 Runs = dict[str, Callable[[], object]]
-FUNCTIONS = {"conv2d": "forward", "conv2d_input_grad": "input gradient", "conv2d_weight_grad": "weight gradient"}
+FUNCTIONS = {"conv2d": "forward", "conv2d_input_grad": "input gradient", "conv2d_input_grad_add": "input gradient",
+             "conv2d_weight_grad": "weight gradient"}
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Norm:
                                   relu=self.relu)
 
         node = forward().node
-        return {"forward": forward, "backward": lambda: node.contributions(g, None, False)}
+        return {"forward": forward, "backward": lambda: node.contributions(g, None, False, ())}
 
     def theirs(self) -> Runs:
         """PyTorch's three operations, the last two in place, and their backward."""
@@ -296,8 +297,8 @@ def draw(found: dict[str, Any], path: PathLike) -> None:
 def _draw_bars(axes: Any, own: list[dict[str, Any]], value: str) -> None:
     """A group of bars for each layer, the first on top: one for each function. A dot is PyTorch's speed."""
     layers = list(dict.fromkeys(row["layer"] for row in own))[::-1]
-    colors = dict(zip((*FUNCTIONS.values(), "backward"), ("tab:blue", "tab:orange", "tab:green", "tab:orange"),
-                      strict=True))
+    colors = {"forward": "tab:blue", "input gradient": "tab:orange", "weight gradient": "tab:green",
+              "backward": "tab:orange"}
     for function in [name for name in colors if any(row["function"] == name for row in own)]:
         chosen = [row for row in own if row["function"] == function]
         shift = {"forward": 0.27, "input gradient": 0, "weight gradient": -0.27, "backward": 0}[function]

@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tinyres.analysis import blas, gpu, machine
@@ -128,23 +128,24 @@ def numba() -> list[Finding]:
 
 def kernel_cache() -> list[Finding]:
     """Where compiled kernels are kept, so that only the first process waits for them."""
-    from tinyres.kernels.cpu import norm
+    from tinyres.kernels.cpu import code_cache
 
-    kernel = getattr(norm.stats, "stats", None)  # a plain function where Numba is switched off
-    return [cache_finding(getattr(kernel, "cache_path", None), os.environ.get("NUMBA_CACHE_DIR", ""))]
+    return [cache_finding(code_cache.folder(), code_cache.folders_read(), os.environ.get("NUMBA_CACHE_DIR", ""))]
 
 
-def cache_finding(path: str | None, asked: str) -> Finding:
-    """Judge the folder of Numba's cache, and whether it is where $NUMBA_CACHE_DIR asked."""
-    facts = {"path": path, "NUMBA_CACHE_DIR": asked or None}
-    if path is None:
-        return Finding("kernel cache", "no folder for compiled kernels can be written, so every process compiles them "
-                       "again", NOTE, f"export NUMBA_CACHE_DIR={Path('~/.cache/numba').expanduser()}", facts)
-    kept = list(Path(path).glob("*.nbc"))
-    size = sum(file.stat().st_size for file in kept)
-    words = f"{len(kept)} compiled kernels, {size / 2**20:.1f} MiB in {path}" if kept else \
-        f"nothing in {path} yet: the first run compiles"
-    if asked and not Path(path).absolute().is_relative_to(Path(asked).absolute()):
+def cache_finding(folder: Path | None, read: Sequence[Path], asked: str) -> Finding:
+    """Judge the folder that is written (None: there is none), those that are read, and what $NUMBA_CACHE_DIR asked."""
+    kept = [path for place in read for path in place.glob("*.nbc")]
+    size = sum(path.stat().st_size for path in kept)
+    facts = {"path": None if folder is None else str(folder), "kernels": len(kept), "bytes": size,
+             "NUMBA_CACHE_DIR": asked or None}
+    words = f"{len(kept)} compiled kernels, {size / 2**20:.1f} MiB" if kept else "empty"
+    if folder is None:
+        return Finding("kernel cache", f"{words}; no folder for compiled kernels can be written, so every process "
+                       "compiles them again", NOTE, f"export NUMBA_CACHE_DIR={Path('~/.cache/numba').expanduser()}",
+                       facts)
+    words += f", in {folder}" if kept else f", {folder}: the first run compiles, or now: tinyres doctor --warm"
+    if asked and not folder.absolute().is_relative_to(Path(asked).absolute()):
         return Finding("kernel cache", f"{words}; NUMBA_CACHE_DIR={asked} cannot be written", NOTE,
                        "unset NUMBA_CACHE_DIR", facts)
     return Finding("kernel cache", words, facts=facts)

@@ -19,9 +19,10 @@ import numpy as np
 from tinyres import kernels
 from tinyres.kernels.cpu import conv
 
-CONVOLUTIONS = ("conv2d", "conv2d_input_grad", "conv2d_weight_grad")
+CONVOLUTIONS = ("conv2d", "conv2d_input_grad", "conv2d_input_grad_add", "conv2d_weight_grad")
 # The arguments that a kernel also writes.
-IN_PLACE = {"sgd": ("p", "velocity"), "adam": ("p", "mean", "square"), "add_bias": ("y",)}
+IN_PLACE = {"sgd": ("p", "velocity"), "adam": ("p", "mean", "square"), "add_bias": ("y",),
+            "conv2d_input_grad_add": ("total",)}
 NO_KERNELS = ("current", "use_kernels")  # functions of tinyres.kernels that choose kernels
 
 
@@ -117,15 +118,17 @@ def shapes(call: Call) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...
     at = call.arguments
     if call.name == "conv2d":
         return at["x"].shape, at["w"].shape, call.result.shape[2:]
-    x_shape = tuple(at["x_shape"]) if "x_shape" in at else at["x"].shape
-    return x_shape, tuple(at["w_shape"]) if "w_shape" in at else at["w"].shape, at["g"].shape[2:]
+    if call.name == "conv2d_weight_grad":
+        return at["x"].shape, tuple(at["w_shape"]), at["g"].shape[2:]
+    x_shape = at["total"].shape if call.name == "conv2d_input_grad_add" else tuple(at["x_shape"])
+    return x_shape, at["w"].shape, at["g"].shape[2:]
 
 
 def tile(name: str, w_shape: Any, stride: Any, dilation: Any, groups: int) -> int:
     """m of the Winograd kernel that computes a convolution in the present kernel set, 0 for another kernel."""
     if kernels.current() != "fast":
         return 0
-    forward, gradients = conv._tiles(w_shape[0], w_shape[1], w_shape[2:], stride, dilation, groups)
+    forward, gradients = conv._tiles(w_shape, stride, dilation, groups)
     return forward if name == "conv2d" else gradients
 
 

@@ -7,7 +7,7 @@ import shutil
 import sys
 import textwrap
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,7 +20,11 @@ COLORS = {"ok": "green", "note": "yellow", "problem": "red"}
 LEFT = 24  # places of a line for verdict and name
 
 
-def diagnose(json: setup.Json = False) -> None:
+def diagnose(
+    warm: Annotated[bool, typer.Option("--warm", help="Only compile all kernels that training needs, ahead of the "
+                                       "first run.")] = False,
+    json: setup.Json = False,
+) -> None:
     """Look at the installation, the machine and the data.
 
     Each line is ok, a note (slow, or not there and not needed) or a problem (something needed is broken), with the
@@ -28,6 +32,8 @@ def diagnose(json: setup.Json = False) -> None:
     """
     from tinyres.analysis.doctor import examine
 
+    if warm:
+        return _warm(json)
     began = time.perf_counter()
     found = []
     for finding in examine():
@@ -42,6 +48,21 @@ def diagnose(json: setup.Json = False) -> None:
     setup.report(result, f"\n{text}" + (f"; notes: {', '.join(notes)}" if notes else ""), json)
     if problems:
         raise typer.Exit(1)
+
+
+def _warm(json: bool) -> None:
+    """Compile ahead; a line on stderr for each kernel."""
+    from tinyres.analysis.warm import warm
+    from tinyres.kernels.cpu.jit import silent
+
+    def tell(name: str | None, done: int) -> None:
+        if name is not None:
+            setup.say(f"{done:3} done; compiling {name}")
+
+    found = warm(silent if json else tell)
+    text = (f"{found.compiled} kernels compiled, {found.loaded} taken from the cache, in {found.seconds:.1f} s; "
+            + (found.folder or "no folder can be written, so every process compiles them again: set NUMBA_CACHE_DIR"))
+    setup.report(found.as_dict(), text, json)
 
 
 def _lines(finding: Finding) -> str:

@@ -168,6 +168,15 @@ def threads() -> int:
     return int(count())
 
 
+@contextlib.contextmanager
+def telling_of_compilation(quiet: bool) -> Iterator[None]:
+    """Inside, stderr says which kernels are being compiled, if any are; quiet: not even that."""
+    from tinyres.kernels.cpu import compile_line, jit
+
+    with jit.told_to(jit.silent if quiet else compile_line.CompileLine(off_terminal=True)):
+        yield
+
+
 def say(text: str, quiet: bool = False) -> None:
     """A line for people, on stderr."""
     if not quiet:

@@ -98,7 +98,7 @@ def train_network(
     base = f"{Path(data).stem}-{chosen.model}-seed"
     if seeds == 1:
         folder = folders.fresh(out, f"{base}{seed}")
-        result = run(config, folder, checkpoint_every, quiet)
+        result = run(config, folder, checkpoint_every, quiet, json)
         return setup.report(result, _sentence(result), json)
     folder = folders.fresh(out, f"{base}s{seed}to{seed + seeds - 1}")
     _several({"config": config, "seeds": list(range(seed, seed + seeds))}, folder, checkpoint_every, quiet, json)
@@ -118,7 +118,7 @@ def _resume(folder: Path, context: typer.Context) -> None:
         config["data_dir"] = str(given["data_dir"].absolute())
     if "seeds" in found:
         return _several(found, folder, given["checkpoint_every"], given["quiet"], given["json"])
-    result = run(config, folder, given["checkpoint_every"], given["quiet"])
+    result = run(config, folder, given["checkpoint_every"], given["quiet"], given["json"])
     setup.report(result, _sentence(result), given["json"])
 
 
@@ -172,7 +172,8 @@ def prepare(config: dict[str, Any]) -> Job:
     return Job(model, options, loader, optimizer, schedule, average, validation[0] if validation else None, test)
 
 
-def run(config: dict[str, Any], folder: Path, checkpoint_every: int, quiet: bool) -> dict[str, Any]:
+def run(config: dict[str, Any], folder: Path, checkpoint_every: int, quiet: bool, as_json: bool = False
+        ) -> dict[str, Any]:
     """Train what `config` says in `folder`, or go on with what is there; returns the result that result.json holds."""
     from tinyres.files import write_atomically
     from tinyres.train import evaluate, train
@@ -189,7 +190,7 @@ def run(config: dict[str, Any], folder: Path, checkpoint_every: int, quiet: bool
         config = config | _facts(job)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / CONFIG, setup.pretty(config))
-    with folders.used(folder), _listening(config, folder) as on_row:
+    with setup.telling_of_compilation(quiet or as_json), folders.used(folder), _listening(config, folder) as on_row:
         setup.say(_introduction(job, config, folder), quiet)
         try:
             rows = train(job.model, job.loader, job.optimizer, config["epochs"], iterations=config["iterations"],
@@ -266,7 +267,7 @@ def _several(found: dict[str, Any], folder: Path, checkpoint_every: int, quiet: 
     for seed in found["seeds"]:
         one = folder / f"seed{seed}"
         config = setup.read_json(one / CONFIG) if (one / CONFIG).is_file() else found["config"]
-        results.append(run(config | {"seed": seed}, one, checkpoint_every, quiet))
+        results.append(run(config | {"seed": seed}, one, checkpoint_every, quiet, as_json))
         setup.say(_sentence(results[-1]), quiet)
     accuracies = [result["accuracy"] for result in results]
     average, deviation = mean(accuracies), stdev(accuracies)

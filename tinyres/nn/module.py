@@ -78,10 +78,10 @@ class Module:
             object.__setattr__(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
+        own = self.__dict__
         for registry in REGISTRIES:
-            found = vars(self).get(registry, {})
-            if name in found:
-                return found[name]
+            if name in own.get(registry, ()):
+                return own[registry][name]
         raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'", name=name, obj=self)
 
     def __delattr__(self, name: str) -> None:

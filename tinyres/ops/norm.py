@@ -104,8 +104,9 @@ def batch_norm(x: Any, running_mean: Any = None, running_var: Any = None, weight
                          "shape, its shortcut must change it too (zero padding or a 1x1 convolution, same stride)")
     if x.ndim == 4:
         x, add = channels_last(x), None if add is None else channels_last(add)
-    array, count = raw(x), int(np.prod(x.shape)) // max(C, 1)
+    array = raw(x)
     if training:
+        count = array.size // max(C, 1)
         if count < 2:
             raise ValueError(f"batch_norm: input {tuple(x.shape)} has {count} value(s) per channel, and training needs "
                              "at least 2; use a larger batch or eval()")
