@@ -62,7 +62,7 @@ class Pool:
         self.returned: deque = deque()  # not yet sorted in
         self.waiting: list = []  # (size, -number, block) in order; a block that came back later, with more of it in the
         # cache, has a higher number, and is found first
-        self.number = self.in_use = self.peak = 0
+        self.number = self.in_use = self.idle = self.peak = 0
 
     def take(self, size):
         """A block of at least `size` bytes: one that waits, else a new one."""
@@ -71,6 +71,7 @@ class Pool:
             i = bisect.bisect_left(self.waiting, (size, -self.number))
             if i < len(self.waiting) and self.waiting[i][0] <= FIT * size:
                 block = self.waiting.pop(i)[2]
+                self.idle -= block.size
             else:
                 block = _aligned(size)
             self.in_use += block.size
@@ -82,15 +83,15 @@ class Pool:
         while self.returned:
             block = self.returned.popleft()
             self.in_use -= block.size
+            self.idle += block.size
             self.number += 1
             bisect.insort(self.waiting, (block.size, -self.number, block))
 
     def _release(self):
         """Drop the blocks that have waited longest, as far as there are too many."""
-        total = self.in_use + sum(size for size, *_ in self.waiting)
-        while total > KEEP * self.peak and self.waiting:
+        while self.waiting and self.in_use + self.idle > KEEP * self.peak:
             oldest = max(range(len(self.waiting)), key=lambda i: self.waiting[i][1])
-            total -= self.waiting.pop(oldest)[0]
+            self.idle -= self.waiting.pop(oldest)[0]
 
 
 _pool = Pool()

@@ -122,9 +122,9 @@ def test_input_gradients_are_added_to_a_total(case, m, dtype, thread_count, bloc
 ])
 def test_the_table_of_kernels(monkeypatch, channels, size, expected):
     K, C = channels
-    assert conv._tiles((K, C, size, size), (1, 1), (1, 1), 1) == expected
+    assert conv.tiles((K, C, size, size), (1, 1), (1, 1), 1) == expected
     for other in (((2, 1), (1, 1), 1), ((1, 1), (1, 2), 1), ((1, 1), (1, 1), 2)):
-        assert conv._tiles((K, C, size, size), *other) == (0, 0)
+        assert conv.tiles((K, C, size, size), *other) == (0, 0)
     used = []
     for name in ("conv2d", "conv2d_input_grad", "conv2d_weight_grad"):
         monkeypatch.setattr(conv_winograd, name, lambda *args: used.append(args[4 if len(args) == 6 else 3]))

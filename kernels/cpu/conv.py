@@ -16,7 +16,7 @@ where networks are small. With more than 256 channels its 36 products of the wei
 from . import conv_direct, conv_winograd
 
 
-def _tiles(w_shape, stride, dilation, groups):
+def tiles(w_shape, stride, dilation, groups):
     """m of Winograd's tiles, forward and in the gradients; 0 for the direct kernels."""
     fewer, more = sorted(w_shape[:2])
     if tuple(w_shape[2:]) != (3, 3) or (*stride, *dilation, groups) != (1, 1, 1, 1, 1) or fewer < 8:
@@ -26,7 +26,7 @@ def _tiles(w_shape, stride, dilation, groups):
 
 def conv2d(x, w, stride, padding, dilation, groups):
     """y (N, K, P, Q)."""
-    m, _ = _tiles(w.shape, stride, dilation, groups)
+    m, _ = tiles(w.shape, stride, dilation, groups)
     return conv_winograd.conv2d(x, w, padding, m) if m else conv_direct.conv2d(x, w, stride, padding, dilation, groups)
 
 
@@ -41,7 +41,7 @@ def conv2d_input_grad_add(total, g, w, stride, padding, dilation, groups):
 
 
 def _input_grad(g, w, x_shape, stride, padding, dilation, groups, total):
-    _, m = _tiles(w.shape, stride, dilation, groups)
+    _, m = tiles(w.shape, stride, dilation, groups)
     if m:
         return conv_winograd.conv2d_input_grad(g, w, x_shape, padding, m, total)
     return conv_direct.conv2d_input_grad(g, w, x_shape, stride, padding, dilation, groups, total)
@@ -49,7 +49,7 @@ def _input_grad(g, w, x_shape, stride, padding, dilation, groups, total):
 
 def conv2d_weight_grad(x, g, w_shape, stride, padding, dilation, groups):
     """dw (K, C/G, R, S)."""
-    _, m = _tiles(w_shape, stride, dilation, groups)
+    _, m = tiles(w_shape, stride, dilation, groups)
     if m:
         return conv_winograd.conv2d_weight_grad(x, g, padding, m)
     return conv_direct.conv2d_weight_grad(x, g, w_shape, stride, padding, dilation, groups)

@@ -91,7 +91,7 @@ def conv2d_weight_grad(x, g, w_shape, stride, padding, dilation, groups):
     rows = max(1, PANEL_VALUES // (Q * max(C * groups * stride[0] * stride[1], K)))
 
     def run(slot, start, stop):
-        window = scratch(_window_values(at, images.shape[3], rows), x.dtype)
+        window = scratch((_window_values(at, images.shape[3], rows),), x.dtype)
         weight_sums(images.reshape(-1), *images.shape[1:], window, offsets, gradient.reshape(-1), start, stop, rows, K,
                     pitch, sums[slot].reshape(-1), at)
 
@@ -126,7 +126,7 @@ def _correlate(source, w, weights, taps, stride, out, at, step, add=False):
     chunk = max(1, PANEL_VALUES // (plan.length * WIDTH))
 
     def run(slot, start, stop):
-        window = scratch(_window_values(plan, source.shape[3], P), source.dtype)
+        window = scratch((_window_values(plan, source.shape[3], P),), source.dtype)
         correlate(source.reshape(-1), *source.shape[1:], window, offsets, panels, start, stop, chunk,
                   out.reshape(-1), *out.shape[1:], plan)
 

@@ -37,25 +37,34 @@ from .simd import (
     LANES,
     ROWS,
     WIDTH,
-    load,
-    store,
+    grid_load,
+    grid_store,
+    on_both_sides,
     tile_add_product,
     tile_load,
     tile_store,
     tile_width,
     tile_zeros,
-    zeros,
 )
 from .threads import scratch, slots, split
 from .window import read_window, write_window
 
-a, b = 5 / 8, 3 / 2  # m = 4's points; these and their squares are exact in float32
-aa, bb, aabb, aa_bb, aaa, bbb = a * a, b * b, a * a * b * b, a * a + b * b, a**3, b**3
-G = {
-    2: np.array([[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]]),
-    4: np.array([[1 / aabb, 0, 0], *([1 / s, p / s, p * p / s] for p in (a, -a, b, -b)
-                                     for s in [2 * p * p * (2 * p * p - aa_bb)]), [0, 0, 1]]),
-}
+
+def matrices(points):
+    """B^T (n, n), G (n, 3), A^T (n - 2, n) for so many points and infinity, n of them (Lavin and Gray, appendix)."""
+    p = np.array(points)
+    others = [np.prod([x - y for y in p if y != x]) for x in p]
+    through = [np.append(np.poly([y for y in p if y != x])[::-1], 0) for x in p]  # 0 at all other points
+    B = np.array([*through, np.poly(p)[::-1]])
+    G = np.vstack([np.array([p**0, p, p * p]).T / np.array(others)[:, None], [0, 0, 1]])
+    A = np.array([[*p**i, float(i == len(p) - 2)] for i in range(len(p) - 1)])
+    return B, G, A
+
+
+B, G, A = {}, {}, {}
+for _m, _points in ((2, (0, 1, -1)), (4, (0, 5 / 8, -5 / 8, 3 / 2, -3 / 2))):
+    B[_m], G[_m], A[_m] = matrices(_points)
+
 BLOCK = 64  # tiles: enough to use each product of the weights often, few enough for the second cache
 
 
@@ -86,7 +95,7 @@ def conv2d_weight_grad(x, g, padding, m):
 
     def run(slot, start, stop):
         weight_tiles(images.reshape(-1), images.shape, gradient.reshape(-1), gradient.shape, padding, cut, start, stop,
-                     *_work(cut, x.dtype), sums[slot])
+                     *_work(cut, (C, K) != (cut.C, cut.K), x.dtype), sums[slot])
 
     split(cut.strips, run, cost)
     dw = empty((K, 3, 3, C), x.dtype)
@@ -110,7 +119,7 @@ def _convolve(source, w, taps, padding, out, m, add=False):
 
     def run(slot, start, stop):
         convolve_tiles(source.reshape(-1), source.shape, U, out.reshape(-1), out.shape, padding, cut, start, stop,
-                       *_work(cut, dtype), add)
+                       *_work(cut, (C, K) != (cut.C, cut.K), dtype), add)
 
     split(cut.strips, run, out.size * C * 9 / 300)
 
@@ -131,15 +140,16 @@ def _cut(y_shape, C, m):
                block * tiles * full_K + LANES, C * full_K + LANES, full_C * K + LANES)
 
 
-def _work(cut, dtype):
-    """A thread's memory: V, M, strips of the image and of the output, and a tile between its two transforms.
+def _work(cut, filled, dtype):
+    """A thread's memory: V, M, and strips of the image and of the output.
 
-    The strips begin as zeros, for the channels that only fill up a vector.
+    Where channels only fill up a vector (`filled`), the strips begin as zeros.
     """
     sizes = (cut.n**2 * cut.V_step, cut.n**2 * cut.M_step, cut.n * (cut.tiles * cut.m + 2) * cut.C,
-             cut.m * cut.tiles * cut.m * cut.K, cut.n**2 * LANES)
+             cut.m * cut.tiles * cut.m * cut.K)
     memory, ends = scratch((sum(sizes),), dtype), list(accumulate(sizes))
-    memory[ends[1] : ends[3]] = 0
+    if filled:
+        memory[ends[1] :] = 0
     return [memory[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
@@ -190,12 +200,12 @@ def weights_of(sums, C, basis, at, dw, start, stop):
 
 
 @compiled
-def convolve_tiles(x, x_shape, U, y, y_shape, padding, at, start, stop, V, M, strip, out, small, add):
+def convolve_tiles(x, x_shape, U, y, y_shape, padding, at, start, stop, V, M, strip, out, add):
     """Strips start..stop of all images, counted together."""
     (_, H, W, C), (_, P, Q, K) = x_shape, y_shape
     for first in range(start, stop, at.block):
         strips = min(at.block, stop - first)
-        _input_strips(x, H, W, C, padding, at, first, strips, V, strip, small)
+        _input_strips(x, H, W, C, padding, at, first, strips, V, strip)
         tiles = strips * at.tiles
         for xi in range(at.n * at.n):
             for k in range(0, at.K, WIDTH):
@@ -209,22 +219,22 @@ def convolve_tiles(x, x_shape, U, y, y_shape, padding, at, start, stop, V, M, st
         for s in range(strips):
             n, row = divmod(first + s, at.strips_of_image)
             for t in range(at.tiles):
-                output_tile(M, (s * at.tiles + t) * at.K, at, out, t * at.m * at.K, small)
+                output_tile(M, (s * at.tiles + t) * at.K, at, out, t * at.m * at.K)
             write_window(out, at.K, at.tiles * at.m, y, n, P, Q, K, row * at.m, at.m, add)
 
 
 @compiled
-def weight_tiles(x, x_shape, g, g_shape, padding, at, start, stop, V, M, strip, out, small, sums):
+def weight_tiles(x, x_shape, g, g_shape, padding, at, start, stop, V, M, strip, out, sums):
     """sums[xi, k, c] = the sum of M[xi, tile, k] * V[xi, tile, c] over the tiles of strips start..stop."""
     (_, H, W, C), (_, P, Q, K) = x_shape, g_shape
     for first in range(start, stop, at.block):
         strips = min(at.block, stop - first)
-        _input_strips(x, H, W, C, padding, at, first, strips, V, strip, small)
+        _input_strips(x, H, W, C, padding, at, first, strips, V, strip)
         for s in range(strips):
             n, row = divmod(first + s, at.strips_of_image)
             read_window(g, n, P, Q, K, row * at.m, 0, at.m, at.tiles * at.m, out, at.K)
             for t in range(at.tiles):
-                gradient_tile(out, t * at.m * at.K, at, M, (s * at.tiles + t) * at.K, small)
+                gradient_tile(out, t * at.m * at.K, at, M, (s * at.tiles + t) * at.K)
         tiles, old = strips * at.tiles, first > start
         for xi in range(at.n * at.n):
             for c in range(0, at.C, WIDTH):
@@ -238,14 +248,14 @@ def weight_tiles(x, x_shape, g, g_shape, padding, at, start, stop, V, M, strip, 
 
 
 @compiled
-def _input_strips(x, H, W, C, padding, at, first, strips, V, strip, small):
+def _input_strips(x, H, W, C, padding, at, first, strips, V, strip):
     """V of all tiles of so many strips."""
     width = at.tiles * at.m + 2
     for s in range(strips):
         n, row = divmod(first + s, at.strips_of_image)
         read_window(x, n, H, W, C, row * at.m - padding[0], -padding[1], at.n, width, strip, at.C)
         for t in range(at.tiles):
-            input_tile(strip, t * at.m * at.C, width * at.C, at, V, (s * at.tiles + t) * at.C, small)
+            input_tile(strip, t * at.m * at.C, width * at.C, at, V, (s * at.tiles + t) * at.C)
 
 
 @inlined
@@ -302,92 +312,40 @@ def _sum(tile, A, a, A_step, tiles, B, b, B_step, S, s, old):
     tile_store(tile, S, s, B_step, tile_width(tile))
 
 
-# ---- compiled: the transforms, separable: along one axis, then along the other ----
+# ---- compiled: the transforms ----
+
+input_2, input_4 = on_both_sides(B[2]), on_both_sides(B[4])
+output_2, output_4 = on_both_sides(A[2]), on_both_sides(A[4])
+gradient_2, gradient_4 = on_both_sides(A[2].T), on_both_sides(A[4].T)
 
 
 @compiled
-def input_tile(strip, d, row, at, V, v, small):
+def input_tile(strip, d, row, at, V, v):
     """V[xi, v:] = (B^T d B)[xi] for the tile at strip[d:], whose rows lie `row` values apart."""
     for c in range(0, at.C, LANES):
-        for j in range(at.n):
-            _input_1d(at.m, strip, d + j * at.C + c, row, small, j * LANES, at.n * LANES)
-        for i in range(at.n):
-            _input_1d(at.m, small, i * at.n * LANES, LANES, V, i * at.n * at.V_step + v + c, at.V_step)
+        if at.m == 4:
+            grid_store(input_4(grid_load(strip, d + c, row, at.C, 6, 6)), V, v + c, 6 * at.V_step, at.V_step)
+        else:
+            grid_store(input_2(grid_load(strip, d + c, row, at.C, 4, 4)), V, v + c, 4 * at.V_step, at.V_step)
 
 
 @compiled
-def output_tile(M, v, at, out, o, small):
+def output_tile(M, v, at, out, o):
     """The tile at out[o:] = A^T M A."""
     row = at.tiles * at.m * at.K
     for k in range(0, at.K, LANES):
-        for j in range(at.n):
-            _output_1d(at.m, M, j * at.M_step + v + k, at.n * at.M_step, small, j * LANES, at.n * LANES)
-        for i in range(at.m):
-            _output_1d(at.m, small, i * at.n * LANES, LANES, out, o + i * row + k, at.K)
+        if at.m == 4:
+            grid_store(output_4(grid_load(M, v + k, 6 * at.M_step, at.M_step, 6, 6)), out, o + k, row, at.K)
+        else:
+            grid_store(output_2(grid_load(M, v + k, 4 * at.M_step, at.M_step, 4, 4)), out, o + k, row, at.K)
 
 
 @compiled
-def gradient_tile(strip, d, at, M, v, small):
+def gradient_tile(strip, d, at, M, v):
     """M[xi, v:] = (A g A^T)[xi] for the tile g at strip[d:]."""
     row = at.tiles * at.m * at.K
     for k in range(0, at.K, LANES):
-        for j in range(at.m):
-            _gradient_1d(at.m, strip, d + j * at.K + k, row, small, j * LANES, at.m * LANES)
-        for i in range(at.n):
-            _gradient_1d(at.m, small, i * at.m * LANES, LANES, M, i * at.n * at.M_step + v + k, at.M_step)
-
-
-@inlined
-def _input_1d(m, source, i, step, target, o, out_step):
-    """B^T times m + 2 vectors."""
-    d0, d1, d2, d3 = load(source, i), load(source, i + step), load(source, i + 2 * step), load(source, i + 3 * step)
-    if m == 2:
-        store(target, o, d0 - d2)
-        store(target, o + out_step, d1 + d2)
-        store(target, o + 2 * out_step, d2 - d1)
-        store(target, o + 3 * out_step, d1 - d3)
-        return
-    d4, d5 = load(source, i + 4 * step), load(source, i + 5 * step)
-    p, q, r, t = d4 - bb * d2, a * d3 - (a * bb) * d1, d4 - aa * d2, b * d3 - (b * aa) * d1
-    store(target, o, aabb * d0 - aa_bb * d2 + d4)
-    store(target, o + out_step, p + q)
-    store(target, o + 2 * out_step, p - q)
-    store(target, o + 3 * out_step, r + t)
-    store(target, o + 4 * out_step, r - t)
-    store(target, o + 5 * out_step, aabb * d1 - aa_bb * d3 + d5)
-
-
-@inlined
-def _output_1d(m, source, i, step, target, o, out_step):
-    """A^T times m + 2 vectors: m vectors."""
-    d0, d1, d2, d3 = load(source, i), load(source, i + step), load(source, i + 2 * step), load(source, i + 3 * step)
-    if m == 2:
-        store(target, o, d0 + d1 + d2)
-        store(target, o + out_step, d1 - d2 - d3)
-        return
-    d4, d5 = load(source, i + 4 * step), load(source, i + 5 * step)
-    p, q, r, t = d1 + d2, d1 - d2, d3 + d4, d3 - d4
-    store(target, o, d0 + p + r)
-    store(target, o + out_step, a * q + b * t)
-    store(target, o + 2 * out_step, aa * p + bb * r)
-    store(target, o + 3 * out_step, aaa * q + bbb * t + d5)
-
-
-@inlined
-def _gradient_1d(m, source, i, step, target, o, out_step):
-    """A times m vectors: m + 2 vectors."""
-    d0, d1 = load(source, i), load(source, i + step)
-    if m == 2:
-        store(target, o, d0)
-        store(target, o + out_step, d0 + d1)
-        store(target, o + 2 * out_step, d0 - d1)
-        store(target, o + 3 * out_step, zeros(source) - d1)
-        return
-    d2, d3 = load(source, i + 2 * step), load(source, i + 3 * step)
-    p, q, u, v = d0 + aa * d2, a * d1 + aaa * d3, d0 + bb * d2, b * d1 + bbb * d3
-    store(target, o, d0)
-    store(target, o + out_step, p + q)
-    store(target, o + 2 * out_step, p - q)
-    store(target, o + 3 * out_step, u + v)
-    store(target, o + 4 * out_step, u - v)
-    store(target, o + 5 * out_step, d3)
+        if at.m == 4:
+            grid_store(gradient_4(grid_load(strip, d + k, row, at.K, 4, 4)), M, v + k, 6 * at.M_step, at.M_step)
+        else:
+            grid_store(gradient_2(grid_load(strip, d + k, row, at.K, 2, 2)), M, v + k, 4 * at.M_step, at.M_step)

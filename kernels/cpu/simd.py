@@ -29,6 +29,7 @@ process. The wrappers of the kernels therefore check sizes first.
 import operator
 
 import llvmlite.binding
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, overload, register_model
@@ -222,6 +223,99 @@ def tile_store(typing, tile, array, i, step, valid):
     return types.void(tile, array, types.intp, types.intp, types.intp), code
 
 
+# ---- tiles as small matrices of vectors ----
+
+
+@intrinsic(prefer_literal=True)
+def grid_load(typing, array, i, row_step, step, rows, cols):
+    """The tile of vectors array[i + r*row_step + c*step : + LANES]; rows and cols are constants of the program."""
+    kind = Tile(array.dtype, rows.literal_value, cols.literal_value)
+
+    def code(context, builder, signature, args):
+        tile = ir.Constant(context.get_value_type(kind), ir.Undefined)
+        for number, place in _grid(context, builder, kind, signature.args[0], *args[:4]):
+            tile = builder.insert_value(tile, _load(builder, place, _llvm(kind.dtype)), number)
+        return tile
+
+    return kind(array, types.intp, types.intp, types.intp, rows, cols), code
+
+
+@intrinsic
+def grid_store(typing, tile, array, i, row_step, step):
+    """array[i + r*row_step + c*step : + LANES] = the tile's vectors."""
+
+    def code(context, builder, signature, args):
+        for number, place in _grid(context, builder, tile, signature.args[1], *args[1:]):
+            _store(builder, builder.extract_value(args[0], number), place)
+        return context.get_dummy_value()
+
+    return types.void(tile, array, types.intp, types.intp, types.intp), code
+
+
+def on_both_sides(matrix):
+    """The function that turns a tile D of n x n vectors into M D M^T, for a matrix M (m, n) of numbers.
+
+    Its code is written out from M: no multiplication by 0 or 1, and what two rows or two columns that differ in signs
+    have in common is computed once.
+    """
+    matrix = np.asarray(matrix, np.float64)
+    m, n = matrix.shape
+
+    @intrinsic
+    def both_sides(typing, tile):
+        kind = Tile(tile.dtype, m, m)
+
+        def code(context, builder, signature, args):
+            vectors = [[builder.extract_value(args[0], r * n + c) for r in range(n)] for c in range(n)]
+            columns = [_product(builder, matrix, column) for column in vectors]
+            out = ir.Constant(context.get_value_type(kind), ir.Undefined)
+            for r in range(m):
+                for c, vector in enumerate(_product(builder, matrix, [column[r] for column in columns])):
+                    out = builder.insert_value(out, vector, r * m + c)
+            return out
+
+        return kind(tile), code
+
+    return both_sides
+
+
+def _product(builder, matrix, vectors):
+    """The vectors sum_c matrix[r, c] * vectors[c], one for each r."""
+    terms = [[(factor, vector) for factor, vector in zip(row, vectors, strict=True) if factor] for row in matrix]
+    for c, k in _sign_pairs(matrix.T):  # a*x + b*y is a*(x + y) or a*(x - y)
+        plus, minus = builder.fadd(vectors[c], vectors[k]), builder.fsub(vectors[c], vectors[k])
+        for r, row in enumerate(matrix):
+            if row[c]:
+                kept = [term for term in terms[r] if term[1] is not vectors[c] and term[1] is not vectors[k]]
+                terms[r] = [*kept, (row[c], plus if row[c] == row[k] else minus)]
+    out = [None] * len(matrix)
+    for r, k in _sign_pairs(matrix):  # the sums of the terms with equal and with opposite signs
+        equal = [(f, v) for f, g, v in zip(matrix[r], matrix[k], vectors, strict=True) if f and f == g]
+        opposite = [(f, v) for f, g, v in zip(matrix[r], matrix[k], vectors, strict=True) if f and f != g]
+        even, odd = _sum(builder, equal), _sum(builder, opposite)
+        out[r], out[k] = builder.fadd(even, odd), builder.fsub(even, odd)
+    return [_sum(builder, term) if vector is None else vector for term, vector in zip(terms, out, strict=True)]
+
+
+def _sign_pairs(matrix):
+    """Pairs of neighbouring rows that are equal but for signs, of which some but not all differ."""
+    return [(r, r + 1) for r in range(len(matrix) - 1) if np.array_equal(abs(matrix[r]), abs(matrix[r + 1]))
+            and 0 < np.count_nonzero(matrix[r] != matrix[r + 1]) < np.count_nonzero(matrix[r])]
+
+
+def _sum(builder, terms):
+    """The vector sum of factor*vector over the terms."""
+    terms = sorted(terms, key=lambda term: abs(term[0]) != 1)
+    factor, vector = terms[0]
+    total = vector if factor == 1 else builder.fmul(_constant(factor, vector.type), vector)
+    for factor, vector in terms[1:]:
+        if abs(factor) == 1:
+            total = builder.fadd(total, vector) if factor == 1 else builder.fsub(total, vector)
+        else:
+            total = _multiply_add(builder, _constant(factor, vector.type), vector, total)
+    return total
+
+
 # ---- LLVM instructions ----
 
 
@@ -242,6 +336,19 @@ def _places(context, builder, tile, kind, array, i, step, valid):
         for c in range(tile.cols):
             place = builder.bitcast(builder.gep(row, [_int(c * LANES)]), _llvm(tile.dtype).as_pointer())
             yield r * tile.cols + c, place, masks[c]
+
+
+def _grid(context, builder, tile, kind, array, i, row_step, step):
+    """(number, pointer) of each vector of a tile whose rows and columns lie so many values apart."""
+    for r in range(tile.rows):
+        for c in range(tile.cols):
+            place = builder.add(i, builder.add(builder.mul(row_step, _int(r)), builder.mul(step, _int(c))))
+            yield r * tile.cols + c, _at(context, builder, kind, array, place)
+
+
+def _constant(value, kind):
+    """The number in all lanes."""
+    return ir.Constant(kind, [ir.Constant(kind.element, value)] * LANES)
 
 
 def _mask(builder, valid, first=0):

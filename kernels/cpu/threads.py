@@ -18,10 +18,13 @@ What a hand-over costs beside the work, in microseconds, on two processors of a 
 
 Nearly all of it is the system waking a thread. So small work (`cost`, a rough count of nanoseconds) runs inline.
 
+So the caller, who need not be woken, takes the longer range: by what it can do until the others begin.
+
 Slots are fixed: at a given thread count the same slot always gets the same range, and partial sums added in the order
 of the slots give the same bits in every run.
 """
 
+import math
 import os
 import sys
 import threading
@@ -33,7 +36,8 @@ import numpy as np
 
 from ..memory import empty
 
-NANOSECONDS_WORTH_A_THREAD = 100_000  # three times the price of handing work to another thread
+HAND_OVER = 40_000  # nanoseconds until the other thread begins
+NANOSECONDS_WORTH_A_THREAD = 100_000  # so much work for each thread, or it is not handed over
 
 
 def count():
@@ -48,7 +52,8 @@ def count():
 
 def slots(n, cost):
     """Into how many ranges `split` cuts n items that cost `cost` nanoseconds together."""
-    return max(1, min(count(), n, int(cost) // NANOSECONDS_WORTH_A_THREAD))
+    most = min(n, int(cost / NANOSECONDS_WORTH_A_THREAD))
+    return min(count(), most) if most > 1 else 1
 
 
 def split(n, run, cost):
@@ -62,7 +67,8 @@ def split(n, run, cost):
         if n:
             run(0, 0, n)
         return
-    bounds = [n * slot // ranges for slot in range(ranges + 1)]
+    head = min(int(n / ranges * (1 + (ranges - 1) * HAND_OVER / cost)), n - ranges + 1)
+    bounds = [0, *(head + (n - head) * slot // (ranges - 1) for slot in range(ranges))]
     others, failures = [], []
     try:
         for slot in range(1, ranges):
@@ -163,7 +169,7 @@ def scratch(shape, dtype):
     The memory is one cached block per thread, so that a kernel's working set stays in the processor's cache and no call
     pays for fresh pages.
     """
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     block = getattr(_local, "block", None)
     if block is None or block.size < size:
         block = _local.block = empty((size,), np.uint8)

@@ -128,7 +128,7 @@ def tile(name: str, w_shape: Any, stride: Any, dilation: Any, groups: int) -> in
     """m of the Winograd kernel that computes a convolution in the present kernel set, 0 for another kernel."""
     if kernels.current() != "fast":
         return 0
-    forward, gradients = conv._tiles(w_shape, stride, dilation, groups)
+    forward, gradients = conv.tiles(w_shape, stride, dilation, groups)
     return forward if name == "conv2d" else gradients
 
 
