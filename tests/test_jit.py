@@ -87,8 +87,14 @@ def test_an_edit_of_any_file_makes_all_code_stale_and_old_code_does_not_pile_up(
         other.write_text(OTHER.replace("3", str(factor)))
         assert tiny.call() == (2 * factor + 1, 1, 0)
     assert len(list((tiny.source / "__pycache__").iterdir())) == code_cache.KEPT
-    other.write_text(OTHER.replace("3", "9"))
-    assert tiny.call() == (19, 0, 1), "the last few are kept, for one who goes back to them"
+    for path in (tiny.source / "__pycache__").iterdir():
+        os.utime(path, (0, 0))
+    for factor in (8, 11, 12):
+        other.write_text(OTHER.replace("3", str(factor)))
+        tiny.call()
+        assert code_cache.folder().stat().st_mtime > 0, "what is used now is younger than what is not"
+    other.write_text(OTHER.replace("3", "8"))
+    assert tiny.call() == (17, 0, 1), "the last few are kept, for one who goes back to them"
 
 
 def test_numbas_version_and_the_processor_are_part_of_the_key(tiny, monkeypatch):
@@ -102,9 +108,15 @@ def test_numbas_version_and_the_processor_are_part_of_the_key(tiny, monkeypatch)
     assert tiny.call() == (7, 0, 1), "two machines with one home folder do not push out each other's code"
 
 
+def unseen(content):
+    """A bit changed where nothing but the checksum can see it: in a byte of the object file's header that is unused."""
+    place = content.index(b"\x7fELF") + 12
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
 @pytest.mark.parametrize("spoil", [
     lambda content: b"", lambda content: content[: len(content) // 2], lambda content: bytes(len(content)),
-    lambda content: content[:-9] + bytes([content[-9] ^ 1]) + content[-8:],
+    pytest.param(unseen, marks=pytest.mark.skipif(sys.platform != "linux", reason="object files look otherwise here")),
 ], ids=["empty", "cut short", "zeros", "one bit"])
 def test_a_damaged_file_is_not_run_but_replaced(tiny, spoil):
     tiny.call()

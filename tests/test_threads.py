@@ -22,12 +22,13 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(autouse=True)
 def all_work_is_worth_sharing(monkeypatch):
     monkeypatch.setattr(threads, "NANOSECONDS_WORTH_A_THREAD", 1e-9)
+    monkeypatch.setattr(threads, "HAND_OVER", 0)
     monkeypatch.setenv("TINYRES_NUM_THREADS", "3")
 
 
 def run_alone(script, expected):
     """In a process of its own, with 3 threads; what it prints."""
-    setup = "from tinyres.kernels.cpu import threads\nthreads.NANOSECONDS_WORTH_A_THREAD = 1e-9\n"
+    setup = "from tinyres.kernels.cpu import threads\nthreads.NANOSECONDS_WORTH_A_THREAD, threads.HAND_OVER = 1e-9, 0\n"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", setup + script], env=environment, capture_output=True,
                           text=True, timeout=60)
@@ -45,6 +46,18 @@ def test_workers_are_used_again():
 
     first = calls()
     assert all(calls() == first for _ in range(50)), "no thread is started where one is idle"
+
+
+@pytest.mark.parametrize("hand_over, head", [(0, 4), (1, 4), (25, 6), (1000, 10)])
+def test_the_callers_range_is_longer_by_what_it_does_until_the_others_begin(monkeypatch, hand_over, head):
+    """Of work of 100 for 12 items on 3 threads; but each of the others gets an item."""
+    monkeypatch.setattr(threads, "HAND_OVER", hand_over)
+    calls = []
+    threads.split(12, lambda *arguments: calls.append(arguments), 100)
+    calls.sort()
+    assert calls[0] == (0, 0, head) and calls[-1][2] == 12
+    assert [start for _, start, _ in calls[1:]] == [stop for _, _, stop in calls[:-1]]
+    assert all(stop > start for _, start, stop in calls) and len(calls) == 3
 
 
 def test_calls_within_calls_do_not_wait_for_each_other():
@@ -93,15 +106,16 @@ def test_an_idle_worker_keeps_no_array_alive():
     pytest.fail("a worker that sleeps holds the arrays of its last range")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="here a process cannot send itself a Ctrl-C")
 def test_ctrl_c_is_raised_when_every_range_has_ended():
     """While the caller waits for the others, and while it works itself."""
     script = """
-import _thread, threading, time
+import os, signal, time
 ended = []
 def run(slot, start, stop):
     if slot == interrupter:
         time.sleep(0.1)
-        _thread.interrupt_main()
+        os.kill(os.getpid(), signal.SIGINT)
     if slot:
         time.sleep(0.3)
     ended.append(slot)
@@ -192,10 +206,21 @@ def test_blas_has_one_thread_until_the_last_context_ends(blas_threads):
     assert blas_threads() == 2
 
 
-def job(name="resnet8"):
+def test_the_threads_of_openmp_are_left_alone(torch):
+    before = torch.get_num_threads()
+    threads._blas_controller.cache_clear()  # PyTorch may have come since the first look
+    try:
+        with threads.one_blas_thread():
+            torch.set_num_threads(3)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def job():
     digits = data.digits("train")
     random.manual_seed(0)
-    model = models.build(name, in_channels=1)
+    model = models.build("resnet8", in_channels=1)
     optimizer = optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=1e-3)
     return model, data.Loader(digits, 32, shuffle=True), optimizer
 

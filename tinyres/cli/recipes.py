@@ -37,8 +37,9 @@ class Recipe:
 RECIPES = {
     # Chosen by cross-validation on the training images alone.
     "digits": Recipe("resnet8", epochs=40, batch=64, weight_decay=1e-2, schedule="cosine"),
-    # One cycle of the rate (Smith and Topin 2018).
-    "fast": Recipe("resnet20", epochs=30, batch=128),
+    # One cycle of the rate (Smith and Topin 2018). The rate and the weight decay were chosen on CIFAR-10's 45,000 and
+    # 5,000 training images.
+    "fast": Recipe("resnet20", epochs=45, batch=128, lr=0.2),
     # He et al. (2015), section 4.2: 64k iterations, 45,000 images to fit and 5,000 to choose by.
     "he2015": Recipe("resnet20", epochs=None, batch=128, iterations=64_000, nesterov=False, weight_decay=1e-4,
                      schedule="he2015", validate=True),

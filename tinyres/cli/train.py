@@ -47,12 +47,13 @@ def train_network(
     recipe: RecipeName = None,
     model: Annotated[str | None, typer.Option(help="A network. Default: resnet8 on digits, else resnet20.")] = None,
     option: setup.ShortcutOption = None,
-    epochs: Annotated[int | None, setup.whole("Passes over the images. Default: 40 on digits, else 30.")] = None,
+    epochs: Annotated[int | None, setup.whole("Passes over the images. Default: 40 on digits, else 45.")] = None,
     iterations: Annotated[int | None, setup.whole("Batches in all, instead of epochs.")] = None,
     batch: Annotated[int | None, setup.whole("Images a step. Default: 64 on digits, else 128, but less for "
                                                       "a small data set of your own.")] = None,
     accumulate: Accumulate = None,
-    lr: Annotated[float | None, setup.number("Learning rate, at its highest. Default: 0.1.")] = None,
+    lr: Annotated[float | None, setup.number("Learning rate, at its highest. Default: 0.1, with fast "
+                                                    "0.2.")] = None,
     schedule: ScheduleName = None,
     warmup: Annotated[int | None, setup.whole("Begin with so many batches at a low rate. Default: 0.", 0)] = None,
     momentum: Annotated[float | None, setup.number("0 for none. Default: 0.9.", most=0.9999)] = None,
