@@ -58,6 +58,7 @@ def machine(thread_count, block=None, poison=False):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TINYRES_NUM_THREADS", str(thread_count))
         patch.setattr(threads, "NANOSECONDS_WORTH_A_THREAD", 1e-9)
+        patch.setattr(threads, "HAND_OVER", 0)
         if block:
             patch.setattr(conv_direct, "PANEL_VALUES", block)
             patch.setattr(conv_winograd, "BLOCK", block)

@@ -3,7 +3,7 @@
 Numba kernels and BLAS release Python's global lock, so ordinary threads run them in parallel. A kernel cuts its work
 into contiguous ranges, one for each slot:
 
-    split(n, run, cost)        slot 0: run(0, 0, n/T)  |  slot 1: run(1, n/T, 2n/T)  |  ...  then all are waited for
+    split(n, run, cost)        slot 0: run(0, 0, a)  |  slot 1: run(1, a, b)  |  ...  then all are waited for
 
 The calling thread works on slot 0 itself; each other range goes to a worker, a thread that lives as long as the process
 and sleeps until it is handed a range. A call takes workers that are idle and starts new ones where they do not suffice:
@@ -16,9 +16,8 @@ What a hand-over costs beside the work, in microseconds, on two processors of a 
     the same locks, but both threads spin before they sleep            38: each needs Python's global lock then, too
     concurrent.futures.ThreadPoolExecutor                              44, beside work of a millisecond 60
 
-Nearly all of it is the system waking a thread. So small work (`cost`, a rough count of nanoseconds) runs inline.
-
-So the caller, who need not be woken, takes the longer range: by what it can do until the others begin.
+Nearly all of it is the system waking a thread. So small work (`cost`, a rough count of nanoseconds) runs inline; and
+the caller, who need not be woken, takes a longer range than the others, by what it can do until they begin.
 
 Slots are fixed: at a given thread count the same slot always gets the same range, and partial sums added in the order
 of the slots give the same bits in every run.

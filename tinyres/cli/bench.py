@@ -84,7 +84,8 @@ def bench_step(
     setup.use_kernels(kernels)
     if profile:
         return _profile(work, with_torch, rounds, out, json, quiet)
-    found = analysis.measure(work, rounds, with_torch, try_compile, memory, lambda text: setup.say(text, quiet))
+    with setup.telling_of_compilation(quiet or json):
+        found = analysis.measure(work, rounds, with_torch, try_compile, memory, lambda text: setup.say(text, quiet))
     _report("step", analysis, found, analysis.heading(found), out, json, quiet)
 
 
@@ -116,7 +117,8 @@ def bench_infer(
     work = _workload(model, 1, cifar_stem, option, image_size, seed)
     setup.use_kernels(kernels)
     batches = list(dict.fromkeys(batch or [1, 128]))
-    found = analysis.measure(work, batches, rounds, with_torch, lambda text: setup.say(text, quiet))
+    with setup.telling_of_compilation(quiet or json):
+        found = analysis.measure(work, batches, rounds, with_torch, lambda text: setup.say(text, quiet))
     _report("infer", analysis, found, analysis.heading(found), out, json, quiet)
 
 
@@ -134,7 +136,8 @@ def bench_layers(
     from tinyres.analysis import bench_layers as analysis
 
     _check_out(out)
-    found = analysis.measure(batch, _with_torch(against), rounds, tell=lambda text: setup.say(text, quiet))
+    with setup.telling_of_compilation(quiet or json):
+        found = analysis.measure(batch, _with_torch(against), rounds, tell=lambda text: setup.say(text, quiet))
     _report("layers", analysis, found, "Convolutions and batch norms, each alone", out, json, quiet)
 
 
@@ -152,7 +155,8 @@ def bench_peers(
     from tinyres.analysis import bench_peers as analysis
 
     _check_out(out)
-    found = analysis.measure(batch, rounds, model, tell=lambda text: setup.say(text, quiet))
+    with setup.telling_of_compilation(quiet or json):
+        found = analysis.measure(batch, rounds, model, tell=lambda text: setup.say(text, quiet))
     _report("peers", analysis, found, "A training step by several ways of computing", out, json, quiet)
 
 
@@ -207,7 +211,8 @@ def _profile(work: Workload, with_torch: bool, rounds: int, out: Path | None, js
     if with_torch:
         raise typer.BadParameter("it looks at our ops only: leave --against out.", param_hint="--profile")
     setup.say(f"profiling {rounds} steps of {work.words()}", quiet)
-    found = analysis.measure(work, rounds)
+    with setup.telling_of_compilation(quiet or json):
+        found = analysis.measure(work, rounds)
     _report("profile", analysis, found, f"The ops of a training step: {work.words()}", out, json, quiet)
 
 

@@ -72,7 +72,8 @@ def evaluate_weights(
     setup.say(f"{name} from {weights} on {len(dataset):,} images of {data} ({split}); input normalised by {origin}: "
               f"mean {_numbers(mean)}, std {_numbers(std)}; kernels {kernels}"
               + (f"; {folded} batch norms folded" if fold else ""), quiet)
-    found = evaluate(network, images, batch, show_progress=not quiet)
+    with setup.telling_of_compilation(quiet or json):
+        found = evaluate(network, images, batch, show_progress=not quiet)
     if logits is not None:
         content = io.BytesIO()
         np.save(content, found.logits, allow_pickle=False)
