@@ -11,10 +11,12 @@ kernel w, and a tile g of the output's gradient, with the small matrices B, G, A
 
 Over channels, each of the (m+2)^2 products is a matrix product. So:
 
-    each thread, for each block of tiles that fits the second cache
-        for each tile:  V[xi] = (B^T d B)[xi]            vectors of LANES channels; adds, and a few constants
-        for each xi:    M[xi] = V[xi] @ U[xi]            U = G w G^T; tiles x C times C x K, in register tiles
-        for each tile:  Y = A^T M A
+    each thread, for each block of strips; a strip is a row of tiles
+        for each strip:  read it, with a border of zeros, into a window (window.py)
+            for each tile:  V[xi] = (B^T d B)[xi]        vectors of LANES channels; adds, and a few constants
+        for each xi:     M[xi] = V[xi] @ U[xi]           U = G w G^T; tiles x C times C x K, in register tiles
+        for each strip:
+            for each tile:  Y = A^T M A                  into a window, which is then written row by row
 
 B, G and A come from polynomials: tile and kernel are the coefficients of two, and their product is found from its
 values at m + 1 points and at infinity. m = 2 takes the points 0, 1, -1; m = 4 takes 0, a, -a, b, -b. With the usual
@@ -35,11 +37,13 @@ from ..memory import empty
 from .jit import compiled, inlined
 from .simd import (
     LANES,
+    LINE,
     ROWS,
     WIDTH,
     grid_load,
     grid_store,
     on_both_sides,
+    prefetch,
     tile_add_product,
     tile_load,
     tile_store,
@@ -208,6 +212,7 @@ def convolve_tiles(x, x_shape, U, y, y_shape, padding, at, start, stop, V, M, st
         _input_strips(x, H, W, C, padding, at, first, strips, V, strip)
         tiles = strips * at.tiles
         for xi in range(at.n * at.n):
+            _fetch(x, H * W * C, W * C, at, first + at.block, xi)
             for k in range(0, at.K, WIDTH):
                 u = xi * at.U_step + k * C
                 if at.K - k > LANES:
@@ -237,6 +242,8 @@ def weight_tiles(x, x_shape, g, g_shape, padding, at, start, stop, V, M, strip, 
                 gradient_tile(out, t * at.m * at.K, at, M, (s * at.tiles + t) * at.K)
         tiles, old = strips * at.tiles, first > start
         for xi in range(at.n * at.n):
+            _fetch(x, H * W * C, W * C, at, first + at.block, xi)
+            _fetch(g, P * Q * K, Q * K, at, first + at.block, xi)
             for c in range(0, at.C, WIDTH):
                 s = xi * at.S_step + c
                 if at.C - c > LANES:
@@ -245,6 +252,19 @@ def weight_tiles(x, x_shape, g, g_shape, padding, at, start, stop, V, M, strip, 
                 else:
                     _sums(tile_zeros(g, ROWS, 1), tile_zeros(g, 4, 1), tile_zeros(g, 1, 1), K, M, xi * at.M_step, at.K,
                           tiles, V, xi * at.V_step + c, at.C, sums, s, old)
+
+
+@inlined
+def _fetch(images, image, row, at, first, xi):
+    """Ask for a share, number xi of (m+2)^2, of the block of strips that begins with strip `first`.
+
+    image, row: values in each. So the next block comes from memory while the products of this one are computed.
+    """
+    n, number = divmod(first, at.strips_of_image)
+    share = at.block * at.m * row // (at.n * at.n) + 1
+    begin = n * image + number * at.m * row + xi * share
+    for i in range(begin, begin + share, LINE):
+        prefetch(images, i)
 
 
 @compiled

@@ -37,6 +37,7 @@ from numba.extending import intrinsic, models, overload, register_model
 _WIDE = llvmlite.binding.get_host_cpu_features().get("avx512f", False)
 LANES = 16 if _WIDE else 8
 _MASK = ir.VectorType(ir.IntType(1), LANES)
+LINE = 16  # float32 in a line of the cache
 WIDTH = 2 * LANES  # of a tile with two vectors a row: so many channels at a time
 ROWS = 8 if _WIDE else 6  # of the largest tile with two vectors a row: 8*2 + 2 + 1 of 32 registers, 6*2 + 2 + 1 of 16
 
@@ -122,6 +123,20 @@ def store_some(typing, array, i, vector, valid):
         return context.get_dummy_value()
 
     return types.void(array, types.intp, vector, types.intp), code
+
+
+@intrinsic
+def prefetch(typing, array, i):
+    """Asks for the line of memory with array[i] to be brought into the second cache; the program does not wait."""
+
+    def code(context, builder, signature, args):
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        place = builder.bitcast(_at(context, builder, signature.args[0], *args), byte)
+        function = _intrinsic(builder, "llvm.prefetch.p0i8", ir.VoidType(), [byte, number, number, number])
+        builder.call(function, [place, *(ir.Constant(number, value) for value in (0, 2, 1))])  # read, level 2, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), code
 
 
 @intrinsic
