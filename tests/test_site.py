@@ -106,7 +106,9 @@ def test_the_site(tmp_path):
     how = (site / "how_it_works.html").read_text(encoding="utf-8")
     assert how.count("<math") == 4 and how.count('display="block"') == 1 and "MathJax" not in how
     assert "1000 skips:" in how and "Traceback" not in how
-    for name in ("from_pytorch", "how_it_works", "run"):
+    fast = (site / "fast_kernels.html").read_text(encoding="utf-8")
+    assert fast.count('display="block"') == 1 and "largest difference from NumPy" in fast
+    for name in ("from_pytorch", "how_it_works", "fast_kernels", "run"):
         assert "Warning:" not in (site / f"{name}.html").read_text(encoding="utf-8")
     commands = (site / "reference" / "commands.html").read_text(encoding="utf-8")
     assert "$ tinyres train --help" in commands and "--label-smoothing" in commands

@@ -1,4 +1,4 @@
-"""One pool of threads for all compiled kernels, and one BLAS thread inside each of them.
+"""The threads of all compiled kernels, and a limit for those of BLAS.
 
 Numba kernels and BLAS release Python's global lock, so ordinary threads run them in parallel. A kernel cuts its work
 into contiguous ranges, one for each slot:
