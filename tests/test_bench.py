@@ -77,6 +77,13 @@ def test_each_timed_run_begins_at_rest(monkeypatch):
     assert order == ["a", "b", "rest", "a", "rest", "b", "rest", "b", "rest", "a"]
 
 
+def test_a_turn_may_begin_with_runs_that_are_not_timed(monkeypatch):
+    order = []
+    monkeypatch.setattr(timing, "rest", lambda: order.append("rest"))
+    found = timing.alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 1, 0, lead=2)
+    assert order == ["rest", "a", "a", "a", "rest", "b", "b", "b"] and len(found["a"].seconds) == 1
+
+
 def test_medians_ranges_and_ratios():
     ours, theirs = Times([1.0, 2.0, 9.0]), Times([4.0, 4.0, 2.0])
     assert (ours.median, ours.least, ours.most) == (2.0, 1.0, 9.0)
@@ -174,7 +181,7 @@ def test_step_against_pytorch_as_json(torch, tinyres_command, load):
     found, err = found_by(tinyres_command, f"bench step {QUICK} --batch 4 --against torch --out times.png")
     assert found.keys() >= {"ratio_eager", "ratio_channels_last", "ratio_peak_memory", "loss_difference", "machine",
                             "quiet", "layouts_difference", "ratio_eager_range", "ratio_eager_least", "unsteady"}
-    assert (found["bench"], found["option"], found["batch"], found["rounds"], found["steps"]) == ("step", "B", 4, 2, 4)
+    assert (found["bench"], found["option"], found["batch"], found["rounds"], found["steps"]) == ("step", "B", 4, 2, 6)
     assert list(found["sides"]) == ["ours", "eager", "channels_last"]
     for side in found["sides"].values():
         assert side.keys() >= ONE_SIDE and len(side["rounds_ms"]) == 2
@@ -195,7 +202,7 @@ def test_step_for_people_names_option_threads_and_machine(torch, tinyres_command
     assert any("resnet8, option C shortcuts, batch 4 of 3x8x8; 2 rounds in turn, kernel set fast" in line
                for line in lines)
     assert [line.split()[0] for line in lines if " of it" in line] == ["PyTorch", "PyTorch"]
-    assert "after 4 steps the losses differ by" in out and "2 rounds" in err
+    assert "after 6 steps the losses differ by" in out and "2 rounds" in err
 
 
 def test_ours_alone_needs_no_pytorch(tinyres_command, monkeypatch):

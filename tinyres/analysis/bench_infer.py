@@ -22,6 +22,7 @@ from tinyres.state import no_grad
 from tinyres.tensor import Tensor
 
 WARMUP = 2
+LEAD = 1  # as in bench_step
 SETTLE = 5  # batches in training mode, so that the running statistics are of these images
 BLOCK = 0.05  # seconds: a run shorter than that is repeated, as a clock and a sleeping core tell little in less
 
@@ -71,7 +72,8 @@ def _measure_batch(work: Workload, model: Any, rounds: int, against_torch: bool)
     logits = {name: run() for name, run in runs.items()}
     alone = timing.alternate({"ours": runs["ours"]}, 2)["ours"].least
     calls = max(1, round(BLOCK / alone))
-    taken = timing.alternate({name: _repeated(run, calls) for name, run in runs.items()}, rounds, WARMUP)
+    taken = timing.alternate({name: _repeated(run, calls) for name, run in runs.items()}, rounds, WARMUP,
+                             LEAD)
     times = {name: timing.Times([seconds / calls for seconds in t.seconds]) for name, t in taken.items()}
     sides = {name: {**t.as_dict(), "images_per_second": work.batch / t.median} for name, t in times.items()}
     return {"batch": work.batch, "calls_a_round": calls, "sides": sides, "unsteady": timing.unsteady(times),

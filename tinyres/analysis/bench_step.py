@@ -20,6 +20,7 @@ from tinyres.analysis.workload import Workload
 from tinyres.files import PathLike
 from tinyres.train import train_step
 
+LEAD = 1  # steps of a turn that are not timed: training does one after the other
 WARMUP = 2  # steps: the first compiles, allocates and, with PyTorch, chooses algorithms
 COMPILE_SECONDS = 300.0
 
@@ -58,15 +59,16 @@ def measure(work: Workload, rounds: int, against_torch: bool = False, try_compil
         runs |= {name: bench_torch.training_step(work, name, weights) for name in names}
         losses: dict[str, list[float]] = {name: [] for name in runs}
         tell(f"{WARMUP} steps to warm up (the first run on a machine compiles), then {rounds} rounds")
-        times = timing.alternate({name: _noting(run, losses[name]) for name, run in runs.items()}, rounds, WARMUP)
+        times = timing.alternate({name: _noting(run, losses[name]) for name, run in runs.items()}, rounds, WARMUP,
+                                 LEAD)
         del runs, model, weights
         peaks = _peaks(work, [name for name in times if name != "compiled"], tell) if memory else {}
     sides = {name: {**taken.as_dict(), "images_per_second": work.batch / taken.median,
                     "loss": _finite(losses[name][-1]), "peak_memory": peaks.get(name, {}).get("peak"),
                     "memory_at_start": peaks.get(name, {}).get("start")} for name, taken in times.items()}
     return {"model": work.model, **work.options, "batch": work.batch, "size": work.size, "rounds": rounds,
-            "steps": WARMUP + rounds, "kernels": kernels.current(), "words": work.words(), "machine": machine,
-            "quiet": machine["quiet"], "unsteady": timing.unsteady(times), "sides": sides, **ratios(times),
+            "steps": WARMUP + rounds * (LEAD + 1), "kernels": kernels.current(), "words": work.words(),
+            "machine": machine, "quiet": machine["quiet"], "unsteady": timing.unsteady(times), "sides": sides, **ratios(times),
             **_compared(sides), "left_out": left_out}
 
 

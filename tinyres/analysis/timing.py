@@ -46,14 +46,17 @@ class Times:
                 "rounds_ms": [1e3 * seconds for seconds in self.seconds]}
 
 
-def alternate(runs: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, Times]:
+def alternate(runs: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1, lead: int = 0
+              ) -> dict[str, Times]:
     """Time all runs in turn, `rounds` times after `warmup` turns that do not count; returns the Times by name.
 
     Every second round goes backwards, so that no run always follows the same other one, and each waits until the one
-    before has come to rest. Raises ValueError for less than one round.
+    before has come to rest. lead: in each turn a run first goes so many times untimed, as what it will do back to back
+    it should not begin with an idle processor and another's data in the caches. Raises ValueError for less than one
+    round.
     """
-    if rounds < 1 or warmup < 0:
-        raise ValueError(f"alternate: rounds must be at least 1 and warmup 0, got {rounds} and {warmup}")
+    if rounds < 1 or warmup < 0 or lead < 0:
+        raise ValueError(f"alternate: rounds must be at least 1, warmup and lead 0, got {rounds}, {warmup} and {lead}")
     for _ in range(warmup):
         for run in runs.values():
             run()
@@ -61,6 +64,8 @@ def alternate(runs: Mapping[str, Callable[[], object]], rounds: int, warmup: int
     for number in range(rounds):
         for name in list(runs)[::-1] if number % 2 else runs:
             rest()
+            for _ in range(lead):
+                runs[name]()
             began = time.perf_counter()
             runs[name]()
             seconds[name].append(time.perf_counter() - began)
