@@ -68,8 +68,8 @@ def measure(work: Workload, rounds: int, against_torch: bool = False, try_compil
                     "memory_at_start": peaks.get(name, {}).get("start")} for name, taken in times.items()}
     return {"model": work.model, **work.options, "batch": work.batch, "size": work.size, "rounds": rounds,
             "steps": WARMUP + rounds * (LEAD + 1), "kernels": kernels.current(), "words": work.words(),
-            "machine": machine, "quiet": machine["quiet"], "unsteady": timing.unsteady(times), "sides": sides, **ratios(times),
-            **_compared(sides), "left_out": left_out}
+            "machine": machine, "quiet": machine["quiet"], "unsteady": timing.unsteady(times), "sides": sides,
+            **ratios(times), **_compared(sides), "left_out": left_out}
 
 
 def ratios(times: Mapping[str, timing.Times], ours: str = "ours", prefix: str = "ratio") -> dict[str, Any]:
