@@ -37,6 +37,7 @@ from .simd import LANES, ROWS, WIDTH, tile_add_product, tile_load, tile_store, t
 from .threads import scratch, slots, split
 from .window import read_window
 
+LEAST_PIXELS = 64  # that a weight's gradient is summed over before it goes back to memory
 PANEL_VALUES = 4096  # of the weights that are used at a time: half of a first cache of 32 KiB, in float32
 
 # What a pass over the taps needs, all in plain integers. Source rows and pixels step by (stride_h, stride_w) from one
@@ -88,12 +89,13 @@ def conv2d_weight_grad(x, g, w_shape, stride, padding, dilation, groups):
     cost = gradient.size * C * R * S / 100
     ranges = slots(N * P, cost)
     sums = np.zeros((ranges, groups, K // groups, len(offsets), pitch), x.dtype)
-    rows = max(1, PANEL_VALUES // (Q * max(C * groups * stride[0] * stride[1], K)))
+    rows = min(P, max(-(-LEAST_PIXELS // Q), PANEL_VALUES // (Q * max(C * groups * stride[0] * stride[1], K))))
+    together = max(1, LEAST_PIXELS // (P * Q))
 
     def run(slot, start, stop):
-        window = scratch((_window_values(at, images.shape[3], rows),), x.dtype)
-        weight_sums(images.reshape(-1), *images.shape[1:], window, offsets, gradient.reshape(-1), start, stop, rows, K,
-                    pitch, sums[slot].reshape(-1), at)
+        window = scratch((together, _window_values(at, images.shape[3], rows)), x.dtype)
+        weight_sums(images.reshape(-1), *images.shape[1:], window, offsets, gradient.reshape(-1), start, stop, rows,
+                    together, K, pitch, sums[slot].reshape(-1), at)
 
     split(N * P, run, cost)
     for other in sums[1:]:
@@ -262,14 +264,19 @@ def _pixels(tile, A, a, step, offsets, first, last, length, B, b, C, c, out_step
 
 
 @compiled
-def weight_sums(source, H, W, C, window, offsets, g, start, stop, rows, K, pitch, sums, at):
-    """sums[group, k, run, i] += over output pixels of g[pixel, k] * window[pixel, run, i]; `rows` rows at a time."""
+def weight_sums(source, H, W, C, windows, offsets, g, start, stop, rows, together, K, pitch, sums, at):
+    """sums[group, k, run, i] += over output pixels of g[pixel, k] * window[pixel, run, i].
+
+    `rows` rows are taken at a time, and of small images, if these are all, so many images `together`.
+    """
     row, c, k = start, C // at.G, K // at.G
     while row < stop:
         n, p = divmod(row, at.P)
         count = min(min(stop - row, at.P - p), rows)
-        read_window(source, n, H, W, C, p * at.stride_h + at.top, at.left, (count - 1) * at.stride_h + at.height + 1,
-                    at.width, window, C)
+        images = min(together, (stop - row) // at.P) if count == at.P else 1
+        for i in range(images):
+            read_window(source, n + i, H, W, C, p * at.stride_h + at.top, at.left,
+                        (count - 1) * at.stride_h + at.height + 1, at.width, windows[i], C)
         row_pitch = at.stride_h * at.width * C
         for group in range(at.G):
             for run in range(offsets.size):
@@ -279,38 +286,45 @@ def weight_sums(source, H, W, C, window, offsets, g, start, stop, rows, K, pitch
                     b = row * at.Q * K + group * k
                     s = (group * k * offsets.size + run) * pitch + first
                     if wide:
-                        _outputs(tile_zeros(g, ROWS, 2), tile_zeros(g, 4, 2), tile_zeros(g, 1, 2), k, g, b, K, count,
-                                 at.Q, window, a + first, row_pitch, at.stride_w * C, sums, s, offsets.size * pitch)
+                        _outputs(tile_zeros(g, ROWS, 2), tile_zeros(g, 4, 2), tile_zeros(g, 1, 2), k, g, b, K, images,
+                                 count, at.Q, windows, a + first, row_pitch, at.stride_w * C, sums, s,
+                                 offsets.size * pitch)
                     else:
-                        _outputs(tile_zeros(g, ROWS, 1), tile_zeros(g, 4, 1), tile_zeros(g, 1, 1), k, g, b, K, count,
-                                 at.Q, window, a + first, row_pitch, at.stride_w * C, sums, s, offsets.size * pitch)
-        row += count
+                        _outputs(tile_zeros(g, ROWS, 1), tile_zeros(g, 4, 1), tile_zeros(g, 1, 1), k, g, b, K, images,
+                                 count, at.Q, windows, a + first, row_pitch, at.stride_w * C, sums, s,
+                                 offsets.size * pitch)
+        row += images * count
 
 
 @inlined
-def _outputs(large, medium, small, k, g, b, K, count, Q, X, a, row_pitch, step, sums, s, sums_step):
+def _outputs(large, medium, small, k, g, b, K, images, count, Q, X, a, row_pitch, step, sums, s, sums_step):
     """ROWS output channels at a time, then 4, then single ones."""
     i = 0
     while i < k:
         left = k - i
         if left >= ROWS and (ROWS != 6 or left != 8):
-            _reduce(large, g, b + i, K, count, Q, X, a, row_pitch, step, sums, s + i * sums_step, sums_step)
+            _reduce(large, g, b + i, K, images, count, Q, X, a, row_pitch, step, sums, s + i * sums_step,
+                    sums_step)
             i += ROWS
         elif left >= 4:
-            _reduce(medium, g, b + i, K, count, Q, X, a, row_pitch, step, sums, s + i * sums_step, sums_step)
+            _reduce(medium, g, b + i, K, images, count, Q, X, a, row_pitch, step, sums, s + i * sums_step,
+                    sums_step)
             i += 4
         else:
-            _reduce(small, g, b + i, K, count, Q, X, a, row_pitch, step, sums, s + i * sums_step, sums_step)
+            _reduce(small, g, b + i, K, images, count, Q, X, a, row_pitch, step, sums, s + i * sums_step,
+                    sums_step)
             i += 1
 
 
 @inlined
-def _reduce(tile, g, b, K, count, Q, X, a, row_pitch, step, sums, s, sums_step):
+def _reduce(tile, g, b, K, images, count, Q, X, a, row_pitch, step, sums, s, sums_step):
     tile = tile_load(tile, sums, s, sums_step, tile_width(tile))
-    for p in range(count):
-        x = a + p * row_pitch
-        for _ in range(Q):
-            tile = tile_add_product(tile, g, b, 1, X, x)
-            b += K
-            x += step
+    for i in range(images):
+        window = X[i]
+        for p in range(count):
+            x = a + p * row_pitch
+            for _ in range(Q):
+                tile = tile_add_product(tile, g, b, 1, window, x)
+                b += K
+                x += step
     tile_store(tile, sums, s, sums_step, tile_width(tile))

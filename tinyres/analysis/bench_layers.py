@@ -165,6 +165,9 @@ def layers_of(work_load: Workload) -> dict[Layer, dict[str, int]]:
     return found
 
 
+LEAD = 3  # runs of a turn that are not timed: a layer takes a millisecond, and waking the processor no less
+
+
 def measure(batch: int | None = None, against_torch: bool = False, rounds: int = 9,
             workloads: Sequence[Workload] = WORKLOADS,
             tell: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
@@ -205,7 +208,7 @@ def _measured(layer: Layer, calls: dict[str, int], against_torch: bool, rounds: 
         runs[function] = ours[function]
         if theirs:
             runs["PyTorch " + function] = theirs[function]
-    times = timing.alternate(runs, rounds)
+    times = timing.alternate(runs, rounds, lead=LEAD)
     best = amount / times["yardstick"].least
     rows = []
     for function, count in calls.items():
