@@ -12,6 +12,7 @@ last of them is gone. What waits never makes the total more than KEEP times what
 """
 
 import bisect
+import os
 import threading
 from collections import deque
 
@@ -58,7 +59,7 @@ class Pool:
     """Blocks in use and waiting, in bytes."""
 
     def __init__(self):
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # a signal's handler may come in between and ask for memory itself
         self.returned: deque = deque()  # not yet sorted in
         self.waiting: list = []  # (size, -number, block) in order; a block that came back later, with more of it in the
         # cache, has a higher number, and is found first
@@ -73,11 +74,19 @@ class Pool:
                 block = self.waiting.pop(i)[2]
                 self.idle -= block.size
             else:
-                block = _aligned(size)
+                block = self._new(size)
             self.in_use += block.size
             self.peak = max(self.peak, self.in_use)
             self._release()
             return block
+
+    def _new(self, size):
+        try:
+            return _aligned(size)
+        except MemoryError:  # what waits may be what is missing
+            self.waiting.clear()
+            self.idle = 0
+            return _aligned(size)
 
     def _sort_in(self):
         while self.returned:
@@ -95,3 +104,12 @@ class Pool:
 
 
 _pool = Pool()
+
+
+def _after_fork():
+    """Another thread of the parent may have held the lock, and the lists in its hands; the child has no such thread."""
+    _pool.lock, _pool.returned, _pool.waiting, _pool.idle = threading.RLock(), deque(), [], 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

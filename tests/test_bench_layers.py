@@ -106,7 +106,7 @@ def test_work_of_a_grouped_convolution_by_hand():
     (32, "forward", "Winograd, m = 2", 4 / 9), (32, "weight gradient", "Winograd, m = 4", 1 / 4),
 ])
 def test_the_kernel_of_a_convolution_and_its_products(monkeypatch, channels, function, kernel, share):
-    monkeypatch.setattr(kernel_calls.conv, "_tiles", lambda w_shape, *rest: (0 if w_shape[0] < 32 else 2, 4))
+    monkeypatch.setattr(kernel_calls.conv, "tiles", lambda w_shape, *rest: (0 if w_shape[0] < 32 else 2, 4))
     layer = Convolution((1, channels, 4, 4), (channels, channels, 3, 3), (1, 1), (1, 1), (1, 1), 1)
     (found,) = works(layer.ours()[function])
     assert found.kernel == kernel and found.flops == 2 * 16 * channels * channels * 9

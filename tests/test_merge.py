@@ -5,6 +5,8 @@ import pytest
 
 import tinyres as tr
 from tinyres import kernels, models, random
+from tinyres.graph import topological_order
+from tinyres.tensor import Function
 
 
 @pytest.fixture
@@ -29,7 +31,8 @@ def gradients(model, x, y, merge):
 
 
 @pytest.mark.parametrize("kernel_set", ["fast", "im2col", "reference"])
-@pytest.mark.parametrize("name, option, merged", [("resnet8", "A", 1), ("resnet8", "B", 3), ("preact_resnet20", "B", 2)])
+@pytest.mark.parametrize("name, option, merged",
+                         [("resnet8", "A", 1), ("resnet8", "B", 3), ("preact_resnet20", "B", 2)])
 def test_merged_gradients_equal_separate_ones(added, name, option, merged, kernel_set):
     random.manual_seed(0)
     model = models.build(name, option=option).double()
@@ -93,6 +96,49 @@ def test_a_total_that_is_also_someone_elses_is_left_alone(added):
     np.testing.assert_array_equal(g, before)
     np.testing.assert_allclose(x.grad.numpy(), g + kernels.conv2d_input_grad(g, w.numpy(), g.shape, (1, 1), (1, 1),
                                                                               (1, 1), 1), rtol=1e-12)
+
+
+class ChannelsFirst(Function):
+    """2x, with a gradient of its own that does not lie channels last."""
+
+    fresh = True
+
+    def forward(self, x):
+        return 2 * x
+
+    def backward(self, grad):
+        return np.ascontiguousarray(2 * grad)
+
+
+@pytest.mark.parametrize("other", [ChannelsFirst.apply, lambda x: tr.adaptive_avg_pool2d(x, 4),
+                                   lambda x: x @ tr.tensor(np.ones((6, 6)))], ids=["own", "pool", "matmul"])
+@pytest.mark.parametrize("last", [False, True])
+def test_a_total_in_another_order_of_memory(other, last):
+    """Whichever of the two contributes first, the sum has both."""
+    rng = np.random.default_rng(4)
+    leaf = tr.tensor(rng.standard_normal((2, 9, 6, 6)), requires_grad=True)
+    w = tr.tensor(rng.standard_normal((9, 9, 3, 3)), requires_grad=True)
+
+    def gradient(merge):
+        leaf.grad = None
+        x = leaf * 1.0
+        parts = [tr.conv2d(x, w, padding=1).sum(), other(x).sum()]
+        y = parts[last] + parts[not last]
+        if merge:
+            y.backward()
+        else:
+            list(y.backward_steps())
+        return leaf.grad.numpy()
+
+    np.testing.assert_allclose(gradient(True), gradient(False), rtol=1e-12)
+
+
+def test_an_op_keeps_no_total_once_it_is_done():
+    """The graph may live long after, with the loss."""
+    leaf, _, y = fork()
+    y.sum().backward(retain_graph=True)
+    nodes = topological_order([y.node])
+    assert len(nodes) > 4 and not any(getattr(node, "into", ()) for node in nodes)
 
 
 def test_under_create_graph_and_debug_contributions_stay_apart(added):

@@ -206,11 +206,11 @@ class Function(Node):
 
     def contributions(self, grad: Any, leading: set | None, create_graph: bool, into: tuple) -> tuple[Any, ...]:
         """Run the backward rule for those inputs that want a gradient, and check what it gives."""
-        self.into = into
         self.needs = tuple(e is not None and (leading is None or e in leading) for e in self.edges)
-        self.linking = create_graph
+        self.linking, self.into = create_graph, into
         with setting(grad_enabled=create_graph, walking=True):
             grads = check_gradients(self, self.backward(grad))
+        self.into = ()  # not to be kept as long as the graph
         if state.debug is not None:
             state.debug.backward(self, grad, grads)
         return grads

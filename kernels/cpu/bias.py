@@ -15,18 +15,18 @@ import numpy as np
 
 from ..layout import from_rows, rows
 from .jit import compiled
-from .norm import _part, _widen
+from .norm import range_of, widen
 from .threads import split
 
 
 def add_bias(y, bias, residual, relu):
     """y + bias [+ residual], then max(y, 0) if relu, in y's memory; NaN stays NaN."""
-    lanes, (values, added) = _widen(rows(y), residual)
+    lanes, (values, added) = widen(rows(y), residual)
     bias = np.concatenate([bias] * lanes)
 
     def run(slot, start, stop):
         part = slice(start, stop)
-        finish(values[part], bias, _part(added, part), relu)
+        finish(values[part], bias, range_of(added, part), relu)
 
     split(len(values), run, values.size / 6)
     return from_rows(values, y.shape)

@@ -1,11 +1,11 @@
 """Which convolution kernel computes which shape: the one table that decides it.
 
                                                         forward            both gradients
-    3x3, stride 1, no dilation, one group, and of the
-    input and output channels the fewer and the more
-        are   8 to 63                                   Winograd, m = 4    Winograd, m = 4
-        are  64 to 256                                  Winograd, m = 2    Winograd, m = 4
-        are more                                        Winograd, m = 2    Winograd, m = 2
+    3x3, stride 1, no dilation, one group, at least 8
+    input and 8 output channels, and the more of them
+        less than 64                                    Winograd, m = 4    Winograd, m = 4
+        64 to 256                                       Winograd, m = 2    Winograd, m = 4
+        more than 256                                   Winograd, m = 2    Winograd, m = 2
     everything else                                     direct             direct
 
 m = 4 saves the most products and rounds the most (see conv_winograd.py). In the forward pass that matters twice: an
@@ -13,6 +13,7 @@ activation near 0 that is rounded to the other side switches its ReLU, and the w
 where networks are small. With more than 256 channels its 36 products of the weights outgrow the caches.
 """
 
+from ..layout import is_channels_last
 from . import conv_direct, conv_winograd
 
 
@@ -36,8 +37,11 @@ def conv2d_input_grad(g, w, x_shape, stride, padding, dilation, groups):
 
 
 def conv2d_input_grad_add(total, g, w, stride, padding, dilation, groups):
-    """total (N, C, H, W) += dx, which takes no memory of its own."""
-    _input_grad(g, w, total.shape, stride, padding, dilation, groups, total)
+    """total (N, C, H, W) += dx, which takes no memory of its own, unless total lies in another order than images do."""
+    if is_channels_last(total):
+        _input_grad(g, w, total.shape, stride, padding, dilation, groups, total)
+    else:
+        total += _input_grad(g, w, total.shape, stride, padding, dilation, groups, None)
 
 
 def _input_grad(g, w, x_shape, stride, padding, dilation, groups, total):

@@ -37,7 +37,9 @@ from .simd import LANES, ROWS, WIDTH, tile_add_product, tile_load, tile_store, t
 from .threads import scratch, slots, split
 from .window import read_window
 
+SUMS = 8  # so many threads may each have a sum of a weight's gradient, however large it is
 LEAST_PIXELS = 64  # that a weight's gradient is summed over before it goes back to memory
+WINDOW_VALUES = 2**17  # of an image with its border that are read at a time: what fits the second cache
 PANEL_VALUES = 4096  # of the weights that are used at a time: half of a first cache of 32 KiB, in float32
 
 # What a pass over the taps needs, all in plain integers. Source rows and pixels step by (stride_h, stride_w) from one
@@ -87,7 +89,8 @@ def conv2d_weight_grad(x, g, w_shape, stride, padding, dilation, groups):
     at, offsets, order = _plan(images.shape[1:], (P, Q), groups, taps, stride, (0, 0), (1, 1), copy=True)
     pitch = -(-at.length // LANES) * LANES
     cost = gradient.size * C * R * S / 100
-    ranges = slots(N * P, cost)
+    most = max(SUMS, (x.size + g.size) // (K * len(offsets) * pitch))
+    ranges = slots(N * P, cost, most)
     sums = np.zeros((ranges, groups, K // groups, len(offsets), pitch), x.dtype)
     rows = min(P, max(-(-LEAST_PIXELS // Q), PANEL_VALUES // (Q * max(C * groups * stride[0] * stride[1], K))))
     together = max(1, LEAST_PIXELS // (P * Q))
@@ -97,7 +100,7 @@ def conv2d_weight_grad(x, g, w_shape, stride, padding, dilation, groups):
         weight_sums(images.reshape(-1), *images.shape[1:], window, offsets, gradient.reshape(-1), start, stop, rows,
                     together, K, pitch, sums[slot].reshape(-1), at)
 
-    split(N * P, run, cost)
+    split(N * P, run, cost, most)
     for other in sums[1:]:
         sums[0] += other
     runs = sums[0][..., : at.length].reshape(groups, K // groups, R * S, C)
@@ -126,10 +129,11 @@ def _correlate(source, w, weights, taps, stride, out, at, step, add=False):
     places = np.array([taps[i][0] for i in order])
     split(vectors, lambda slot, start, stop: pack(w.reshape(-1), weights, places, panels, start, stop), panels.size)
     chunk = max(1, PANEL_VALUES // (plan.length * WIDTH))
+    rows = P if plan.inside else min(P, max(1, WINDOW_VALUES // (stride[0] * plan.width * source.shape[3])))
 
     def run(slot, start, stop):
-        window = scratch((_window_values(plan, source.shape[3], P),), source.dtype)
-        correlate(source.reshape(-1), *source.shape[1:], window, offsets, panels, start, stop, chunk,
+        window = scratch((_window_values(plan, source.shape[3], rows),), source.dtype)
+        correlate(source.reshape(-1), *source.shape[1:], window, offsets, panels, start, stop, chunk, rows,
                   out.reshape(-1), *out.shape[1:], plan)
 
     split(source.shape[0] * P, run, source.shape[0] * P * Q * places.size * weights.G * weights.c * weights.k / 100)
@@ -191,12 +195,12 @@ def pack(w, at, taps, panels, start, stop):
 
 
 @compiled
-def correlate(source, H, W, C, window, offsets, panels, start, stop, chunk, out, out_H, out_W, K, at):
-    """Output rows start..stop of all images, counted together; see the loop nest on top."""
+def correlate(source, H, W, C, window, offsets, panels, start, stop, chunk, rows, out, out_H, out_W, K, at):
+    """Output rows start..stop of all images, counted together, `rows` at a time; see the loop nest on top."""
     row = start
     while row < stop:
         n, p = divmod(row, at.P)
-        count = min(stop - row, at.P - p)
+        count = min(min(stop - row, at.P - p), rows)
         if at.inside:
             values, base, pitch = source, ((n * H + p * at.stride_h + at.top) * W + at.left) * C, W * C
         else:

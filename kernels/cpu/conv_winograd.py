@@ -37,7 +37,6 @@ from ..memory import empty
 from .jit import compiled, inlined
 from .simd import (
     LANES,
-    LINE,
     ROWS,
     WIDTH,
     grid_load,
@@ -69,6 +68,7 @@ B, G, A = {}, {}, {}
 for _m, _points in ((2, (0, 1, -1)), (4, (0, 5 / 8, -5 / 8, 3 / 2, -3 / 2))):
     B[_m], G[_m], A[_m] = matrices(_points)
 
+SUMS = 8  # so many threads may each have a sum of a weight's gradient, however large it is
 BLOCK = 64  # tiles: enough to use each product of the weights often, few enough for the second cache
 
 
@@ -95,13 +95,16 @@ def conv2d_weight_grad(x, g, padding, m):
     K, C = gradient.shape[3], images.shape[3]
     cut = _cut(gradient.shape, C, m)
     cost = gradient.size * C * 9 / 300
-    sums = empty((slots(cut.strips, cost), cut.n**2 * cut.S_step), x.dtype)
+    most = max(SUMS, (x.size + g.size) // (cut.n**2 * cut.S_step))
+    sums = empty((slots(cut.strips, cost, most), cut.n**2 * cut.S_step), x.dtype)
+    if not cut.strips:
+        sums[...] = 0
 
     def run(slot, start, stop):
         weight_tiles(images.reshape(-1), images.shape, gradient.reshape(-1), gradient.shape, padding, cut, start, stop,
                      *_work(cut, (C, K) != (cut.C, cut.K), x.dtype), sums[slot])
 
-    split(cut.strips, run, cost)
+    split(cut.strips, run, cost, most)
     dw = empty((K, 3, 3, C), x.dtype)
     split(K, lambda slot, start, stop: weights_of(sums, C, _basis(m, x.dtype), cut, dw.reshape(-1), start, stop),
           sums.size / 4)
@@ -263,7 +266,7 @@ def _fetch(images, image, row, at, first, xi):
     n, number = divmod(first, at.strips_of_image)
     share = at.block * at.m * row // (at.n * at.n) + 1
     begin = n * image + number * at.m * row + xi * share
-    for i in range(begin, begin + share, LINE):
+    for i in range(begin, begin + share, 64 // images.itemsize):
         prefetch(images, i)
 
 

@@ -34,7 +34,7 @@ def batch_norm_stats(x):
     """
     values = rows(x)
     M, C = values.shape
-    lanes, (values,) = _widen(values)
+    lanes, (values,) = widen(values)
     shift = values[0, :C].astype(np.float64)
     shift[~np.isfinite(shift)] = 0  # Inf - Inf would be NaN where the mean is Inf
     tiled_shift = _repeat(shift, lanes)
@@ -51,13 +51,13 @@ def batch_norm_stats(x):
 
 def batch_norm_apply(x, scale, shift, residual, relu):
     """y = x*scale + shift [+ residual], then max(y, 0) if relu; NaN stays NaN."""
-    lanes, (values, added) = _widen(rows(x), residual)
+    lanes, (values, added) = widen(rows(x), residual)
     scale, shift = _repeat(scale, lanes), _repeat(shift, lanes)
     y = empty(values.shape, values.dtype)
 
     def run(slot, start, stop):
         part = slice(start, stop)
-        apply(values[part], scale, shift, _part(added, part), relu, y[part])
+        apply(values[part], scale, shift, range_of(added, part), relu, y[part])
 
     split(len(values), run, values.size / 4)
     return from_rows(y, x.shape)
@@ -65,14 +65,14 @@ def batch_norm_apply(x, scale, shift, residual, relu):
 
 def batch_norm_grad_sums(g, x, mean, y):
     """sum of g' and sum of g' * (x - mean), float64 (C,)."""
-    lanes, (gradient, values, outputs) = _widen(rows(g), x, y)
+    lanes, (gradient, values, outputs) = widen(rows(g), x, y)
     mean = _repeat(mean.astype(np.float64), lanes)
     cost = values.size / 2
     sums = np.zeros((slots(len(values), cost), 2, len(mean)))
 
     def run(slot, start, stop):
         part = slice(start, stop)
-        grad_sums(gradient[part], values[part], mean, _part(outputs, part), sums[slot])
+        grad_sums(gradient[part], values[part], mean, range_of(outputs, part), sums[slot])
 
     split(len(values), run, cost)
     total, products = sums.reshape(-1, 2, lanes, x.shape[1]).sum((0, 2))
@@ -81,14 +81,14 @@ def batch_norm_grad_sums(g, x, mean, y):
 
 def batch_norm_input_grad(g, x, a, b, d, y, residual):
     """dx = a*g' + b*x + d; dres = g' if residual (g itself where no ReLU stood before it), else None."""
-    lanes, (gradient, values, outputs) = _widen(rows(g), x, y)
+    lanes, (gradient, values, outputs) = widen(rows(g), x, y)
     a, b, d = _repeat(a, lanes), _repeat(b, lanes), _repeat(d, lanes)
     dx = empty(values.shape, values.dtype)
     dres = empty(values.shape, values.dtype) if residual and y is not None else None
 
     def run(slot, start, stop):
         part = slice(start, stop)
-        input_grad(gradient[part], values[part], a, b, d, _part(outputs, part), dx[part], _part(dres, part))
+        input_grad(gradient[part], values[part], a, b, d, range_of(outputs, part), dx[part], range_of(dres, part))
 
     split(len(values), run, values.size / 2)
     if not residual:
@@ -96,7 +96,7 @@ def batch_norm_input_grad(g, x, a, b, d, y, residual):
     return from_rows(dx, x.shape), g if y is None else from_rows(dres, x.shape)
 
 
-def _widen(first, *images):
+def widen(first, *images):
     """(lanes, the images as matrices (M/lanes, lanes*C)): several pixels side by side in one row; None stays None.
 
     A compiled loop over C needs some 64 values before its vectors pay. With few channels, let a row hold several pixels
@@ -115,7 +115,7 @@ def _repeat(factors, lanes):
     return factors if lanes == 1 else np.concatenate((factors,) * lanes)
 
 
-def _part(values, part):
+def range_of(values, part):
     return None if values is None else values[part]
 
 

@@ -23,7 +23,7 @@ multiply-adds. LLVM cuts or joins the vectors to what the processor has, so noth
 and the type takes its dtype from the array, so the same kernels run, and are tested, in float64.
 
 Arrays are flat and C-contiguous, positions are counted in values, and nothing checks them: a wrong one crashes the
-process. The wrappers of the kernels therefore check sizes first.
+process. The ops check shapes before any kernel is called.
 """
 
 import operator
@@ -37,7 +37,6 @@ from numba.extending import intrinsic, models, overload, register_model
 _WIDE = llvmlite.binding.get_host_cpu_features().get("avx512f", False)
 LANES = 16 if _WIDE else 8
 _MASK = ir.VectorType(ir.IntType(1), LANES)
-LINE = 16  # float32 in a line of the cache
 WIDTH = 2 * LANES  # of a tile with two vectors a row: so many channels at a time
 ROWS = 8 if _WIDE else 6  # of the largest tile with two vectors a row: 8*2 + 2 + 1 of 32 registers, 6*2 + 2 + 1 of 16
 
@@ -389,7 +388,7 @@ def _splat(builder, value, kind):
 
 
 def _multiply_add(builder, x, y, z):
-    function = _intrinsic(builder, f"llvm.fma.{_name(x.type)}", x.type, [x.type] * 3)
+    function = _intrinsic(builder, f"llvm.fmuladd.{_name(x.type)}", x.type, [x.type] * 3)
     return builder.call(function, [x, y, z])
 
 

@@ -49,33 +49,33 @@ def count():
     return int(text)
 
 
-def slots(n, cost):
-    """Into how many ranges `split` cuts n items that cost `cost` nanoseconds together."""
-    most = min(n, int(cost / NANOSECONDS_WORTH_A_THREAD))
-    return min(count(), most) if most > 1 else 1
+def slots(n, cost, most=None):
+    """Into how many ranges `split` cuts n items that cost `cost` nanoseconds together; at most `most`, if given."""
+    worth = min(n if most is None else min(n, most), int(cost / NANOSECONDS_WORTH_A_THREAD))
+    return min(count(), worth) if worth > 1 else 1
 
 
-def split(n, run, cost):
-    """Calls run(slot, start, stop) for slots(n, cost) contiguous ranges that make up range(n), and waits for all.
+def split(n, run, cost, most=None):
+    """Calls run(slot, start, stop) for slots(n, cost, most) contiguous ranges that make up range(n); waits for all.
 
     An exception in any range is raised here once every range has ended (the one of the lowest slot). So is a Ctrl-C:
     no range goes on to write into arrays that the caller has given up.
     """
-    ranges = slots(n, cost)
+    ranges = slots(n, cost, most)
     if ranges == 1:
         if n:
             run(0, 0, n)
         return
     head = min(int(n / ranges * (1 + (ranges - 1) * HAND_OVER / cost)), n - ranges + 1)
     bounds = [0, *(head + (n - head) * slot // (ranges - 1) for slot in range(ranges))]
-    others, failures = [], []
+    jobs, failures = [_Job(run, slot, bounds[slot], bounds[slot + 1]) for slot in range(1, ranges)], []
     try:
-        for slot in range(1, ranges):
-            others.append(_hand_over(_Job(run, slot, bounds[slot], bounds[slot + 1])))
+        for job in jobs:
+            _hand_over(job)
         run(0, bounds[0], bounds[1])
     except BaseException as error:
         failures.append(error)
-    for job in others:
+    for job in jobs:
         job.wait(failures)
     try:
         if failures:
@@ -92,7 +92,7 @@ class _Job:
 
     def __init__(self, run, slot, start, stop):
         self.run, self.arguments = run, (slot, start, stop)
-        self.ended, self.error = False, None
+        self.handed_over, self.ended, self.error = False, False, None
         self.end = threading.Lock()
         self.end.acquire()
 
@@ -103,10 +103,13 @@ class _Job:
             self.error = error
 
     def wait(self, failures):
-        """Until the range has ended, come what may; adds what was raised there, and a Ctrl-C meanwhile, to failures."""
+        """Until the range has ended, come what may; adds what was raised there, and a Ctrl-C meanwhile, to failures.
+
+        One that a Ctrl-C kept from being handed over is not waited for.
+        """
         while True:
             try:
-                while not self.ended:
+                while self.handed_over and not self.ended:
                     self.end.acquire()
                 break
             except BaseException as error:
@@ -150,11 +153,10 @@ def _hand_over(job):
             worker = None
     if worker is None:
         job.work()
-        job.ended = True
-    else:
-        worker.job = job
-        worker.wake.release()
-    return job
+        return
+    worker.job = job
+    worker.wake.release()
+    job.handed_over = True
 
 
 # ---- memory of a thread ----

@@ -132,7 +132,7 @@ def bench_layers(
     json: setup.Json = False,
     quiet: setup.Quiet = False,
 ) -> None:
-    """Time each convolution of the networks alone: GFLOP/s, and the share of what this machine could do at most."""
+    """Time each convolution and batch norm alone: GFLOP/s or GB/s, and the share of what this machine could do."""
     from tinyres.analysis import bench_layers as analysis
 
     _check_out(out)
