@@ -29,12 +29,15 @@ process. The ops check shapes before any kernel is called.
 import operator
 
 import llvmlite.binding
+import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, overload, register_model
 
-_WIDE = llvmlite.binding.get_host_cpu_features().get("avx512f", False)
+# As the processor has, unless Numba is told to do without: NUMBA_CPU_NAME=znver3 NUMBA_CPU_FEATURES=+avx2,+fma,-avx512f
+_WIDE = (llvmlite.binding.get_host_cpu_features().get("avx512f", False)
+         and "-avx512f" not in (numba.config.CPU_FEATURES or ""))
 LANES = 16 if _WIDE else 8
 _MASK = ir.VectorType(ir.IntType(1), LANES)
 WIDTH = 2 * LANES  # of a tile with two vectors a row: so many channels at a time
