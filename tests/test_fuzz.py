@@ -101,6 +101,7 @@ def test_slow_and_greedy_calls_are_found_and_their_input_is_kept(tmp_path, monke
 
     monkeypatch.setattr(fuzz, "SECONDS", 0.1)
     assert outcome(tmp_path / "a", monkeypatch, slow) == ["took more than #.# s"]
+    monkeypatch.setattr(fuzz, "SECONDS", 60)
     monkeypatch.setattr(fuzz, "MEMORY", 64 << 20)
     assert outcome(tmp_path / "b", monkeypatch, greedy) == ["took # MiB: accepted"]
     assert (tmp_path / "b" / "fake-0" / "x").read_bytes() == b"other"
