@@ -116,6 +116,7 @@ def _repeat(factors, lanes):
 
 
 def range_of(values, part):
+    """The rows of a range; None stays None."""
     return None if values is None else values[part]
 
 

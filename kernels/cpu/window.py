@@ -25,7 +25,8 @@ def read_window(images, n, H, W, C, top, left, height, width, window, pitch):
         inside = max(min(W - left, width) - before, 0)
         after = target + (before + inside) * pitch
         _clear(window, target, before * pitch)
-        _copy(images, ((n * H + h) * W + left + before) * C, C, window, target + before * pitch, pitch, inside, C)
+        _copy(images, ((n * H + h) * W + left + before) * C, C, window, target + before * pitch, pitch, inside, C,
+              False)
         _clear(window, after, (width - before - inside) * pitch)
 
 
@@ -33,10 +34,7 @@ def read_window(images, n, H, W, C, top, left, height, width, window, pitch):
 def write_window(window, pitch, width, images, n, H, W, C, top, height, add):
     """Pixel (top + i, j) of image n = [itself, if add] + window[i, j, :C], for those rows and columns that it has."""
     for i in range(min(height, H - top)):
-        if add:
-            _add(window, i * width * pitch, pitch, images, ((n * H + top + i) * W) * C, C, W, C)
-        else:
-            _copy(window, i * width * pitch, pitch, images, ((n * H + top + i) * W) * C, C, W, C)
+        _copy(window, i * width * pitch, pitch, images, ((n * H + top + i) * W) * C, C, W, C, add)
 
 
 @inlined
@@ -47,22 +45,18 @@ def _clear(values, i, count):
 
 
 @inlined
-def _copy(source, start, step, target, to, to_step, pixels, C):
-    """target[to + p*to_step : + C] = source[start + p*step : + C] for so many pixels p; in one run where they touch."""
+def _copy(source, start, step, target, to, to_step, pixels, C, add):
+    """target[to + p*to_step : + C] = source[start + p*step : + C] for so many pixels p, or += if add.
+
+    In one run where the pixels touch.
+    """
     if step == C and to_step == C:
         pixels, C = 1, pixels * C
     for p in range(pixels):
         i, o = np.uint64(start + p * step), np.uint64(to + p * to_step)
-        for j in range(np.uint64(C)):
-            target[o + j] = source[i + j]
-
-
-@inlined
-def _add(source, start, step, target, to, to_step, pixels, C):
-    """As _copy, but adds."""
-    if step == C and to_step == C:
-        pixels, C = 1, pixels * C
-    for p in range(pixels):
-        i, o = np.uint64(start + p * step), np.uint64(to + p * to_step)
-        for j in range(np.uint64(C)):
-            target[o + j] += source[i + j]
+        if add:
+            for j in range(np.uint64(C)):
+                target[o + j] += source[i + j]
+        else:
+            for j in range(np.uint64(C)):
+                target[o + j] = source[i + j]

@@ -133,6 +133,7 @@ def tile(name: str, w_shape: Any, stride: Any, dilation: Any, groups: int) -> in
 
 
 def kernel_name(m: int) -> str:
+    """What computes a convolution, in words: Winograd's tiles of m x m outputs, or with 0 the direct kernel."""
     if kernels.current() != "fast":
         return kernels.current()
     return f"Winograd, m = {m}" if m else "direct"

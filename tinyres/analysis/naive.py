@@ -71,6 +71,8 @@ class BatchNorm:
 
 
 class ReLU:
+    """max(x, 0); keeps where x was positive."""
+
     def forward(self, x: Array) -> Array:
         self.mask = x > 0
         return np.maximum(x, 0)
