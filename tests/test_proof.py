@@ -25,6 +25,7 @@ def quick(monkeypatch):
     """One small network, few draws and directions."""
     monkeypatch.setattr(proof, "CASES", (SMALL, replace(SMALL, network="plain8", words="", options={}, usual=False)))
     monkeypatch.setattr(proof, "DRAWS", 2)
+    monkeypatch.setattr(proof, "MORE", 1)
     monkeypatch.setattr(proof, "DIRECTIONS", 1)
 
 
@@ -133,6 +134,11 @@ def test_the_options_and_the_point_of_a_row_reach_every_measurement(monkeypatch)
     options = {"option": "A"}
     assert seen == [(0.5, (8, 3, 4, 4), 3e-6, 7, (1, 2)), ("resnet8", options, (4, 3, 8, 8), "float64", 7, 0.5),
                     ("resnet8", options, (4, 3, 8, 8), 7, 2, 0.5)]
+    monkeypatch.setattr(proof, "MORE", 5)  # times as many draws of a small network
+    prove(SMALL, 7)
+    monkeypatch.setattr(proof, "SMALL", 10)
+    prove(SMALL, 7)
+    assert [args[-2] for args in seen[5::3]] == [10, 2]
 
 
 def test_a_network_that_breaks_off_fails_and_the_others_go_on(monkeypatch):
