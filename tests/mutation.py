@@ -224,7 +224,6 @@ MUTANTS = {
         ("        if h < 0 or h >= H:", "        if h < 0 or h > H:"),
         ("for i in range(min(height, H - top)):", "for i in range(height - 1):"),
         ("target[o + j] += source[i + j]", "target[o + j] = source[i + j]"),
-        ("width - before - inside) * pitch)", "width - before - inside) * C)"),
     ],
     "kernels/cpu/simd.py": [
         ('_arithmetic(operator.sub, "fsub")', '_arithmetic(operator.sub, "fadd")'),
