@@ -7,7 +7,6 @@ import gzip
 import io
 import json
 import mmap
-import os
 import signal
 import tarfile
 import zipfile
