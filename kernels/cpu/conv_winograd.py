@@ -102,7 +102,7 @@ def conv2d_weight_grad(x, g, padding, m):
 
     def run(slot, start, stop):
         weight_tiles(images.reshape(-1), images.shape, gradient.reshape(-1), gradient.shape, padding, cut, start, stop,
-                     *_work(cut, (C, K) != (cut.C, cut.K), x.dtype), sums[slot])
+                     *_work(cut, x.dtype), sums[slot])
 
     split(cut.strips, run, cost, most)
     dw = empty((K, 3, 3, C), x.dtype)
@@ -126,7 +126,7 @@ def _convolve(source, w, taps, padding, out, m, add=False):
 
     def run(slot, start, stop):
         convolve_tiles(source.reshape(-1), source.shape, U, out.reshape(-1), out.shape, padding, cut, start, stop,
-                       *_work(cut, (C, K) != (cut.C, cut.K), dtype), add)
+                       *_work(cut, dtype), add)
 
     split(cut.strips, run, out.size * C * 9 / 300)
 
@@ -147,16 +147,14 @@ def _cut(y_shape, C, m):
                block * tiles * full_K + LANES, C * full_K + LANES, full_C * K + LANES)
 
 
-def _work(cut, filled, dtype):
+def _work(cut, dtype):
     """A thread's memory: V, M, and strips of the image and of the output.
 
-    Where channels only fill up a vector (`filled`), the strips begin as zeros.
+    Nothing is cleared: what lies in channels that only fill up a vector is computed with, and never written.
     """
     sizes = (cut.n**2 * cut.V_step, cut.n**2 * cut.M_step, cut.n * (cut.tiles * cut.m + 2) * cut.C,
              cut.m * cut.tiles * cut.m * cut.K)
     memory, ends = scratch((sum(sizes),), dtype), list(accumulate(sizes))
-    if filled:
-        memory[ends[1] :] = 0
     return [memory[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
