@@ -20,10 +20,11 @@ Over channels, each of the (m+2)^2 products is a matrix product. So:
 
 B, G and A come from polynomials: tile and kernel are the coefficients of two, and their product is found from its
 values at m + 1 points and at infinity. m = 2 takes the points 0, 1, -1; m = 4 takes 0, a, -a, b, -b. With the usual
-a = 1, b = 2 the rounding errors are five times those of a direct convolution, as large numbers cancel; a = 5/8, b = 3/2
-make it two and a half times (the least of all multiples of 1/16, measured; Barabasz et al. 2020, "Error analysis and
-improving the accuracy of Winograd convolution", on why). A NaN or Inf in the image spreads over all outputs of the
-tiles that see it, a few pixels further than the window.
+a = 1, b = 2 the rounding errors are more than four times those of a direct convolution, as large numbers cancel; with
+a = 5/8, b = 3/2, exact in binary too, about twice (tutorials/fast_kernels.md measures both; Barabasz et al. 2020,
+"Error analysis and improving the accuracy of Winograd convolution", on why).
+
+A NaN or Inf in the image spreads over all outputs of the tiles that see it, a few pixels further than the window.
 """
 
 from collections import namedtuple
@@ -154,8 +155,8 @@ def _work(cut, dtype):
     """
     sizes = (cut.n**2 * cut.V_step, cut.n**2 * cut.M_step, cut.n * (cut.tiles * cut.m + 2) * cut.C,
              cut.m * cut.tiles * cut.m * cut.K)
-    memory, ends = scratch((sum(sizes),), dtype), list(accumulate(sizes))
-    return [memory[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+    memory = scratch((sum(sizes),), dtype)
+    return [memory[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
 
 @cache
