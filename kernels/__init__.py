@@ -10,8 +10,9 @@ A kernel set is a module with some of these functions; what it lacks, reference.
     set         on NumPy arrays                                   on CuPy arrays
     reference   plain NumPy: the specification                    the same in CuPy
     loops       convolution as nested Python loops                reference
-    im2col      convolution as one matrix product                 reference
-    fast        compiled with Numba, on all processors (default)  reference
+    im2col      convolution as one matrix product                 the same, by a CUDA kernel and cuBLAS
+    fast        compiled with Numba, on all processors (default)  CUDA kernels (default)
+    emulator    the same CUDA kernels, run on the processor       reference
 """
 
 import difflib
@@ -25,7 +26,10 @@ SETS = {
     ("numpy", "loops"): "loops",
     ("numpy", "im2col"): "im2col",
     ("numpy", "fast"): "cpu",
+    ("numpy", "emulator"): "cuda",
     ("cupy", "reference"): "reference",
+    ("cupy", "im2col"): "cuda.im2col",
+    ("cupy", "fast"): "cuda",
 }
 _current = "fast"
 
@@ -154,11 +158,35 @@ def batch_norm_input_grad(g, x, a, b, d, y, residual):
     return _kernel("batch_norm_input_grad", g)(g, x, a, b, d, y, residual)
 
 
-# ---- loss ----
+# ---- augmentation ----
+
+
+def augment(images, index, factor, offset, key, crop=None, flip=None, cutout=None):
+    """images (N,C,H,W) as stored, index (B,) int64 -> x (B,C,H,W) float32 = factor * pixel + offset; both (C,) float32.
+
+    Before that, as asked for: crop (stream, padding): each image is moved by up to `padding` pixels, zeros come in;
+    flip (stream): it is mirrored or not; cutout (stream, size, fill): a square of it becomes fill (C,), of the images'
+    dtype. Their random words are those of the image in a stream of the key (seed, epoch), see philox.py.
+    """
+    return _kernel("augment", images)(images, index, factor, offset, key, crop, flip, cutout)
+
+
+# ---- dropout ----
+
+
+def dropout(x, p, key):
+    """x of any shape -> x*m of that shape, 4-D channels-last, else in C order; m is 0 with probability p, else 1/(1-p).
+
+    m depends on p, on the key, an int below 2^64, and on the position in y's memory: the same call is its own adjoint.
+    """
+    return _kernel("dropout", x)(x, p, key)
+
+
+# ---- loss: a label that is not in 0..K-1 makes its row NaN ----
 
 
 def softmax_cross_entropy(logits, labels, smoothing):
-    """logits (N,K), int labels (N,) -> losses (N,), log_probs (N,K); smoothing spreads that share of the target."""
+    """logits (N,K), int64 labels (N,) -> losses (N,), log_probs (N,K); smoothing spreads that share of the target."""
     return _kernel("softmax_cross_entropy", logits)(logits, labels, smoothing)
 
 
@@ -167,14 +195,16 @@ def softmax_cross_entropy_grad(g, log_probs, labels, smoothing):
     return _kernel("softmax_cross_entropy_grad", g)(g, log_probs, labels, smoothing)
 
 
-# ---- optimizers: one parameter p and its state, changed in place; g is its gradient; all of one shape and dtype ----
+# ---- optimizers: lists with an entry for each parameter p, its gradient g and its state; p and state change in place.
+# ---- The arrays of a parameter have one shape and dtype, all arrays are of one library; there is at least one.
 
 
-def sgd(p, g, velocity, lr, momentum, weight_decay, nesterov):
+def sgd(parameters, gradients, velocities, lr, momentum, weight_decay, nesterov):
     """g' = g + weight_decay p; v = momentum v + g'; p -= lr v, or lr (g' + momentum v) if nesterov; v may be None."""
-    return _kernel("sgd", p)(p, g, velocity, lr, momentum, weight_decay, nesterov)
+    return _kernel("sgd", parameters[0])(parameters, gradients, velocities, lr, momentum, weight_decay, nesterov)
 
 
-def adam(p, g, mean, square, step, lr, betas, eps, weight_decay, shrink):
+def adam(parameters, gradients, means, squares, steps, lr, betas, eps, weight_decay, shrink):
     """Step number `step` (from 1) of Adam; weight_decay is added to the gradient, shrink is a factor of p."""
-    return _kernel("adam", p)(p, g, mean, square, step, lr, betas, eps, weight_decay, shrink)
+    kernel = _kernel("adam", parameters[0])
+    return kernel(parameters, gradients, means, squares, steps, lr, betas, eps, weight_decay, shrink)

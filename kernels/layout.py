@@ -102,6 +102,21 @@ def elementwise(fn, *operands):
     return y
 
 
+def reduced(x, how, axes, **options):
+    """x.max(axes, keepdims=True) for how = "max", and other reductions, with a 4-D result in channels-last memory."""
+    if x.ndim != 4:
+        return getattr(x, how)(axis=axes, keepdims=True, **options)
+    memory = tuple((0, 3, 1, 2)[axis] for axis in axes)
+    return nchw(getattr(x.transpose(0, 2, 3, 1), how)(axis=memory, keepdims=True, **options))
+
+
+def along(fn, axis, *arrays):
+    """fn(*arrays, axis=axis) for arrays of one ndim, with a 4-D result in channels-last memory."""
+    if arrays[0].ndim != 4:
+        return fn(*arrays, axis=axis)
+    return nchw(fn(*(a.transpose(0, 2, 3, 1) for a in arrays), axis=(0, 3, 1, 2)[axis]))
+
+
 def _elementwise_cupy(fn, operands):
     """CuPy writes every result in C order: show it the operands as NHWC, and its C order is the one we want."""
     ndim = max(getattr(operand, "ndim", 0) for operand in operands)

@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 
+from .augmentation import augment as augment  # in a file of its own
 from .layout import array_module, from_rows, nchw, nhwc, rows
 
 # ---- convolution ----------------------------------------------------------------------------------------------------
@@ -132,10 +133,12 @@ def adaptive_max_pool2d(x, output):
 def _max_over_windows(x, rows_of, columns_of):
     """Runs through each window as PyTorch does: a later value wins if larger, or NaN; of equals the first stays."""
     xp, (N, C, _, W), images = array_module(x), x.shape, nhwc(x)
-    y = xp.full((N, len(rows_of), len(columns_of), C), -np.inf, x.dtype)
+    rows_of, columns_of = xp.asarray(rows_of), xp.asarray(columns_of)
+    least = -np.inf if x.dtype.kind == "f" else 0  # integers have no infinity; only a window without a pixel shows it
+    y = xp.full((N, len(rows_of), len(columns_of), C), least, x.dtype)
     index = xp.full(y.shape, -1, np.int64)
     for r, s in np.ndindex(rows_of.shape[1], columns_of.shape[1]):
-        h, w = xp.asarray(rows_of[:, r, None]), xp.asarray(columns_of[None, :, s])
+        h, w = rows_of[:, r, None], columns_of[None, :, s]
         value = images[:, h, w]
         inside = ((h >= 0) & (w >= 0))[None, :, :, None]
         better = inside & ((value > y) | xp.isnan(value) | (index < 0))
@@ -166,7 +169,7 @@ def avg_pool2d(x, kernel, stride, padding, output, count_include_pad):
     images = nhwc(x)
     y = array_module(x).zeros((x.shape[0], *output, x.shape[1]), np.float64)
     for h, w, p, q in _average_positions(x.shape, kernel, stride, padding, output):
-        y[:, p[:, None], q] += images[:, h[:, None], w]
+        y[:, p, q] += images[:, h, w]
     y /= array_module(x).asarray(window_sizes(x.shape, kernel, stride, padding, output, count_include_pad))
     return nchw(y.astype(x.dtype))
 
@@ -177,17 +180,24 @@ def avg_pool2d_input_grad(g, x_shape, kernel, stride, padding, count_include_pad
     share = nhwc(g) / xp.asarray(window_sizes(x_shape, kernel, stride, padding, output, count_include_pad))
     dx = xp.zeros((N, H, W, C), np.float64)
     for h, w, p, q in _average_positions(x_shape, kernel, stride, padding, output):
-        dx[:, h[:, None], w] += share[:, p[:, None], q]  # one kernel position meets no pixel twice: += adds each once
+        dx[:, h, w] += share[:, p, q]  # one kernel position meets no pixel twice: += adds each once
     return nchw(dx.astype(g.dtype))
 
 
 def _average_positions(x_shape, kernel, stride, padding, output):
-    """For each kernel position: rows h and columns w of the image that it meets, and the outputs p and q of each."""
-    axes = zip(x_shape[2:], output, kernel, stride, padding, (1, 1), strict=True)
-    rows_of, columns_of = (sliding(*axis) for axis in axes)
-    for r, s in np.ndindex(*kernel):
-        p, q = np.flatnonzero(rows_of[:, r] >= 0), np.flatnonzero(columns_of[:, s] >= 0)
-        yield rows_of[p, r], columns_of[q, s], p, q
+    """For each kernel position: rows h and columns w of the image that it meets, and the outputs p and q, as slices."""
+    for taps in np.ndindex(*kernel):
+        axes = zip(x_shape[2:], output, taps, stride, padding, strict=True)
+        (h, p), (w, q) = (_met(*axis) for axis in axes)
+        yield h, w, p, q
+
+
+def _met(size, output, tap, step, pad):
+    """Slices along one axis: the pixels that lie under this tap of a window, and the windows."""
+    first = max(0, -(-(pad - tap) // step))  # output i has its tap on pixel i*step - pad + tap, from 0 to size - 1
+    last = max(first, min(output, (size - 1 + pad - tap) // step + 1))
+    pixel = first * step - pad + tap
+    return slice(pixel, pixel + (last - first) * step, step), slice(first, last)
 
 
 def window_sizes(x_shape, kernel, stride, padding, output, count_include_pad):
@@ -219,7 +229,7 @@ def batch_norm_apply(x, scale, shift, residual, relu):
     if residual is not None:
         y += rows(residual)
     if relu:
-        y[y <= 0] = 0
+        array_module(y).maximum(y, 0, out=y)
     return from_rows(y, x.shape)
 
 
@@ -247,56 +257,95 @@ def _behind_relu(g, y):
     return g if y is None else array_module(g).where(rows(y) <= 0, g.dtype.type(0), g)
 
 
+# ---- dropout (Srivastava et al. 2014) -------------------------------------------------------------------------------
+#
+# The mask is not drawn one value after another: value i is a function of the key and of i, so that all kernels, on any
+# number of threads, make the same mask, and the backward pass makes it again instead of keeping it. Value i takes 32
+# bits of NumPy's Philox words, two values a word, the low half first: with u = bits / 2^32, it stays where u >= p.
+
+
+def dropout(x, p, key):
+    """x / (1 - p) where the mask of this key keeps, else x * 0; 4-D channels-last, else in C order."""
+    xp, images = array_module(x), x.ndim == 4
+    values = nhwc(x) if images else xp.ascontiguousarray(x).reshape(x.shape)
+    keep = dropout_bits(key, values.size) >= dropout_threshold(p)
+    mask = (keep * (1 / (1 - p))).astype(x.dtype).reshape(values.shape)
+    y = xp.asarray(values * xp.asarray(mask))
+    return nchw(y) if images else y
+
+
+def dropout_bits(key, count):
+    """(count,) uint32: the halves of words 0, 1, ... of the Philox stream that tinyres/data/philox.py calls stream 0 of
+    the key (key, 0)."""
+    words = np.random.Philox(key=np.array([key, 0], np.uint64)).random_raw((count + 1) // 2)
+    return words.astype("<u8", copy=False).view("<u4")[:count]
+
+
+def dropout_threshold(p):
+    """The least bits that are kept, 0 to 2^32: bits / 2^32 >= p, in integers."""
+    return np.uint64(math.ceil(p * 2**32))
+
+
 # ---- softmax and cross entropy --------------------------------------------------------------------------------------
 
 
 def softmax_cross_entropy(logits, labels, smoothing):
-    """losses (N,) = -sum over k of target * log softmax, and log_probs (N, K); target: see _log_targets."""
+    """losses (N,) = -sum over k of target * log softmax, and log_probs (N, K); target: see the gradient."""
     xp = array_module(logits)
     shifted = logits - logits.max(1, keepdims=True)  # exp cannot overflow; the shift cancels
     log_probs = shifted - xp.log(xp.exp(shifted).sum(1, keepdims=True))
-    losses = -(1 - smoothing) * log_probs[xp.arange(len(labels)), labels]
+    good, label = _checked(labels, log_probs)
+    losses = -(1 - smoothing) * log_probs[xp.arange(len(labels)), label]
     if smoothing:
         losses -= smoothing * log_probs.mean(1)
-    return losses, log_probs
+    return xp.where(good, losses, losses.dtype.type("nan")), log_probs
 
 
 def softmax_cross_entropy_grad(g, log_probs, labels, smoothing):
     """dlogits[n,k] = g[n] * (softmax - target); target = (1-smoothing) at the label plus smoothing/K everywhere."""
     xp, (N, K) = array_module(log_probs), log_probs.shape
     dlogits = xp.exp(log_probs) - smoothing / K
-    dlogits[xp.arange(N), labels] -= 1 - smoothing
-    return dlogits * g[:, None]
+    good, label = _checked(labels, log_probs)
+    dlogits[xp.arange(N), label] -= 1 - smoothing
+    return dlogits * xp.where(good, g, g.dtype.type("nan"))[:, None]
+
+
+def _checked(labels, log_probs):
+    """Which labels lie in 0..K-1, and the labels with 0 for the others: asking the GPU would mean to wait for it."""
+    good = (labels >= 0) & (labels < log_probs.shape[1])
+    return good, array_module(labels).where(good, labels, 0)
 
 
 # ---- optimizers -----------------------------------------------------------------------------------------------------
 #
-# Each changes one parameter p and its state in place; g is its gradient, of p's shape and dtype.
+# Each goes through lists, and changes a parameter p and its state in place; g is its gradient, of p's shape and dtype.
 
 
-def sgd(p, g, velocity, lr, momentum, weight_decay, nesterov):
+def sgd(parameters, gradients, velocities, lr, momentum, weight_decay, nesterov):
     """g' = g + weight_decay p; v = momentum v + g'; p -= lr v, or lr (g' + momentum v); without velocity p -= lr g'."""
-    if weight_decay:
-        g = g + weight_decay * p
-    if velocity is not None:
-        velocity *= momentum
-        velocity += g
-        g = g + momentum * velocity if nesterov else velocity
-    p -= lr * g
+    for p, g, velocity in zip(parameters, gradients, velocities, strict=True):
+        if weight_decay:
+            g = g + weight_decay * p
+        if velocity is not None:
+            velocity *= momentum
+            velocity += g
+            g = g + momentum * velocity if nesterov else velocity
+        p -= lr * g
 
 
-def adam(p, g, mean, square, step, lr, betas, eps, weight_decay, shrink):
+def adam(parameters, gradients, means, squares, steps, lr, betas, eps, weight_decay, shrink):
     """Kingma and Ba (2015), algorithm 1: p = shrink p - lr M / (sqrt(S) + eps), M and S without their bias.
 
     mean and square are the moving averages of g' = g + weight_decay p and of g' g'; after `step` steps M is
     mean / (1 - beta1^step), S likewise. shrink: 1, or less for a weight decay apart from the gradient.
     """
     beta1, beta2 = betas
-    p *= shrink
-    if weight_decay:
-        g = g + weight_decay * p
-    mean += (1 - beta1) * (g - mean)
-    square *= beta2
-    square += (1 - beta2) * (g * g)
-    denominator = array_module(p).sqrt(square) / math.sqrt(1 - beta2**step) + eps
-    p -= lr / (1 - beta1**step) * mean / denominator
+    for p, g, mean, square, step in zip(parameters, gradients, means, squares, steps, strict=True):
+        p *= shrink
+        if weight_decay:
+            g = g + weight_decay * p
+        mean += (1 - beta1) * (g - mean)
+        square *= beta2
+        square += (1 - beta2) * (g * g)
+        denominator = array_module(p).sqrt(square) / math.sqrt(1 - beta2**step) + eps
+        p -= lr / (1 - beta1**step) * mean / denominator

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from tinyres import kernels
 from tinyres.kernels import cpu as fast
-from tinyres.kernels import im2col, layout, loops, memory, reference
+from tinyres.kernels import cuda, im2col, layout, loops, memory, reference
 from tinyres.kernels.cpu import conv_direct, conv_winograd, jit, norm, pool, threads
+from tinyres.kernels.cuda import im2col as cuda_im2col
 
 try:
     import torch
@@ -576,14 +577,14 @@ def test_every_public_kernel_passes_its_arguments_on_in_order(monkeypatch):
     """Each function of kernels/__init__.py against the reference's function of the same name, with marked arguments."""
     names = [n for n, f in vars(kernels).items() if inspect.isfunction(f) and f.__module__ == kernels.__name__]
     public = [getattr(kernels, name) for name in names if name not in ("_kernel", "_kernel_set", "current")]
-    assert len(public) == 19
+    assert len(public) == 21
     for function in public:
         arguments = list(inspect.signature(function).parameters)
         assert arguments == list(inspect.signature(getattr(reference, function.__name__)).parameters)
         monkeypatch.setattr(reference, function.__name__, lambda *args: args)
         with kernels.use_kernels("reference"):
             assert function(*arguments) == tuple(arguments)
-        for module in CONV_SETS.values():
+        for module in (*CONV_SETS.values(), cuda, cuda_im2col):
             if hasattr(module, function.__name__):
                 assert list(inspect.signature(getattr(module, function.__name__)).parameters) == arguments
 

@@ -45,7 +45,8 @@ class Rule:
     def run(self, kernel_set, p, g, *states):
         """The rule in place; returns what it may change."""
         states = states or ((None,) if self.name == "sgd" else ())
-        getattr(kernel_set, self.name)(p, g, *states, *self.options)
+        options = self.options if self.name == "sgd" else ([self.options[0]], *self.options[1:])
+        getattr(kernel_set, self.name)([p], [g], *([state] for state in states), *options)
         return [a for a in (p, *states) if a is not None]
 
     def magnitude(self, p, g, *states):
@@ -148,11 +149,11 @@ def test_usual_arrays_are_not_copied(monkeypatch):
     plain = np.ones((4, 3, 1, 1))
     assert channels_last.strides != plain.strides
     for p in (np.ones((2, 3)), np.ones((2, 3)).T, SGD.arrays(np.float64)[0]):
-        fast.sgd(p, p.copy(order="K"), None, 0.1, 0.0, 0.0, False)
-    fast.sgd(channels_last, plain, None, 0.1, 0.0, 0.0, False)
+        fast.sgd([p], [p.copy(order="K")], [None], 0.1, 0.0, 0.0, False)
+    fast.sgd([channels_last], [plain], [None], 0.1, 0.0, 0.0, False)
     row, column = np.ones((2, 1, 5, 3)).transpose(0, 3, 1, 2), np.ones((2, 5, 1, 3)).transpose(0, 3, 2, 1)
     assert row.shape == column.shape and row.strides != column.strides and not row.flags.c_contiguous
-    fast.sgd(row, column, None, 0.1, 0.0, 0.0, False)
+    fast.sgd([row], [column], [None], 0.1, 0.0, 0.0, False)
     assert (row != 1).all()
 
 
@@ -183,24 +184,24 @@ def test_nan_stays_nan_and_nothing_else_becomes_it(rule, value, dtype):
 
 def test_an_infinite_weight_without_decay_is_not_made_nan():
     p = np.array([np.inf, 1.0])
-    fast.sgd(p, np.ones(2), None, 0.1, 0.0, 0.0, False)
+    fast.sgd([p], [np.ones(2)], [None], 0.1, 0.0, 0.0, False)
     assert p.tolist() == [np.inf, 0.9]
 
 
 def test_float32_is_computed_in_float32():
     """1e-46 is 0 in float32: so the rate is, as is the eps, and 0 / 0 is NaN."""
     p, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
-    fast.adam(p, zero, zero.copy(), zero.copy(), 1, 0.1, (0.9, 0.999), 1e-46, 0.0, 1.0)
+    fast.adam([p], [zero], [zero.copy()], [zero.copy()], [1], 0.1, (0.9, 0.999), 1e-46, 0.0, 1.0)
     assert np.isnan(p[0])
-    fast.sgd(zero, np.full(1, 1e10, np.float32), None, 1e-46, 0.0, 0.0, False)
+    fast.sgd([zero], [np.full(1, 1e10, np.float32)], [None], 1e-46, 0.0, 0.0, False)
     assert zero[0] == 0
 
 
 def test_a_gradient_may_be_read_only_or_the_parameter_itself():
     p, g = np.ones(5), np.broadcast_to(2.0, 5)
-    fast.sgd(p, g, None, 0.1, 0.0, 0.0, False)
+    fast.sgd([p], [g], [None], 0.1, 0.0, 0.0, False)
     np.testing.assert_allclose(p, 0.8)
-    fast.sgd(p, p, None, 0.5, 0.0, 0.0, False)
+    fast.sgd([p], [p], [None], 0.5, 0.0, 0.0, False)
     np.testing.assert_allclose(p, 0.4)
 
 
@@ -209,7 +210,7 @@ def test_large_vectors_are_shared_between_threads(monkeypatch):
     monkeypatch.setattr(optim, "split", lambda n, run, cost: (seen.append((n, cost)), run(0, 0, n)))
     monkeypatch.setenv("TINYRES_NUM_THREADS", "2")
     for size in (1000, 2_000_000):
-        fast.sgd(np.ones(size, np.float32), np.ones(size, np.float32), None, 0.1, 0.0, 0.0, False)
+        fast.sgd([np.ones(size, np.float32)], [np.ones(size, np.float32)], [None], 0.1, 0.0, 0.0, False)
     assert [n for n, _ in seen] == [2_000_000]
 
 
@@ -219,5 +220,5 @@ def test_the_kernels_are_those_of_the_current_set(monkeypatch):
     monkeypatch.setattr(fast, "sgd", lambda *a: called.append("fast"))
     for name in ("fast", "im2col", "reference", "fast"):
         with kernels.use_kernels(name):
-            kernels.sgd(np.ones(1), np.ones(1), None, 0.1, 0.0, 0.0, False)
+            kernels.sgd([np.ones(1)], [np.ones(1)], [None], 0.1, 0.0, 0.0, False)
     assert called == ["fast", "reference", "reference", "fast"]

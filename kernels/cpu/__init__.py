@@ -2,6 +2,7 @@
 
 from .bias import add_bias
 from .conv import conv2d, conv2d_input_grad, conv2d_input_grad_add, conv2d_weight_grad
+from .dropout import dropout
 from .norm import batch_norm_apply, batch_norm_grad_sums, batch_norm_input_grad, batch_norm_stats
 from .optim import adam, sgd
 from .pool import (
@@ -27,6 +28,7 @@ __all__ = [
     "conv2d_input_grad",
     "conv2d_input_grad_add",
     "conv2d_weight_grad",
+    "dropout",
     "gather_hw",
     "max_pool2d",
     "scatter_hw",
