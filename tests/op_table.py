@@ -20,6 +20,8 @@ from tinyres import manual_seed, ops
 
 # Ops without a row, and why. tests/test_ops_methods.py has a test of its own for each.
 WITHOUT_ROW = {
+    "device": "checks a name, has no input",
+    "from_dlpack": "makes a leaf: nothing flows back through it",
     "arange": "makes a tensor, has no input",
     "ones": "makes a tensor, has no input",
     "zeros": "makes a tensor, has no input",
@@ -377,7 +379,10 @@ def _torch_batch_norm(relu):
 
 
 def _dropped(x, p):
-    keep = np.random.Generator(np.random.Philox(5)).random(x.shape, dtype=np.float32) >= p
+    """By NumPy's Philox: the key is the first word of seed 5; value i of the memory, channels last, takes 32 bits."""
+    key = np.random.Philox(5).random_raw()
+    bits = np.random.Philox(key=np.array([key, 0], np.uint64)).random_raw(x.size).view("<u4")[: x.size]
+    keep = (bits / 2**32 >= p).reshape(x.shape[0], *x.shape[2:], x.shape[1]).transpose(0, 3, 1, 2)
     return np.where(keep, x / (1 - p), 0)
 
 

@@ -1,5 +1,5 @@
 """Batch normalisation with its addition and ReLU, against PyTorch, against its own parts and against the two identities
-of its gradient; and dropout's statistics."""
+of its gradient."""
 
 import itertools
 
@@ -201,42 +201,3 @@ def test_nan_reaches_its_channel_only(kernel_set):
         y, dx, dweight, _, _ = run(x, np.ones(2), np.zeros(2), None, np.ones_like(x), relu=True)
     assert np.isnan(y[:, 0]).all() and np.isnan(dx[:, 0]).all() and np.isnan(dweight[0])
     assert np.isfinite(y[:, 1]).all() and np.isfinite(dx[:, 1]).all()
-
-
-# ---- dropout ----
-
-
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-def test_dropout_keeps_the_mean(p):
-    tr.manual_seed(0)
-    n = 200_000
-    x = tr.ones(n, requires_grad=True)
-    y = ops.dropout(x, p)
-    kept = y.data != 0
-    assert abs(kept.mean() - (1 - p)) < 5 * (p * (1 - p) / n) ** 0.5
-    np.testing.assert_array_equal(y.data[kept], np.float32(1 / (1 - p)))
-    y.backward(np.full(n, 2, np.float32))
-    np.testing.assert_array_equal(x.grad.data, 2 * y.data)
-    neighbours = np.corrcoef(kept[:-1], kept[1:])[0, 1]
-    assert abs(neighbours) < 5 / n**0.5
-
-
-def test_dropout_follows_the_seed():
-    x = tr.ones(3, 4, 5, 5)
-    tr.manual_seed(1)
-    first, second = ops.dropout(x, 0.5).data, ops.dropout(x, 0.5).data
-    tr.manual_seed(1)
-    again = ops.dropout(x, 0.5).data
-    tr.manual_seed(2)
-    other = ops.dropout(x, 0.5).data
-    assert (first == again).all() and (first != second).any() and (first != other).any()
-    tr.manual_seed(1)
-    assert (ops.dropout(x.double(), 0.5).data == first).all()  # the dtype does not change what is dropped
-
-
-def test_dropout_does_nothing_in_evaluation():
-    state = tr.manual_seed(0).bit_generator.state
-    x = tr.randn(3, 4)
-    after = tr.manual_seed(0)
-    assert ops.dropout(x, 0.5, training=False) is x and ops.dropout(x, 0.0) is x
-    assert str(after.bit_generator.state) == str(state)

@@ -8,6 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
+import standin
 
 import tinyres as tr
 from tinyres import nn, optim
@@ -125,6 +126,137 @@ def test_a_rule_of_ones_own():
     p.grad = tr.Tensor(np.full(2, 2.0))
     optimizer.step()
     assert p.data.tolist() == [-3, -3] and optimizer.state[p] == {"count": 1}
+
+
+class Halved(optim.SGD):
+    """A rule built on that of SGD, one parameter at a time."""
+
+    def update(self, p, grad, group, state):
+        super().update(p, grad / 2, group, state)
+
+
+class HalvedAdam(optim.AdamW):
+    def update(self, p, grad, group, state):
+        super().update(p, grad / 2, group, state)
+
+
+class Gathered(optim.Optimizer):
+    """A rule of one's own that is given the whole group."""
+
+    def update_all(self, params, grads, group, states):
+        for p, grad, state in zip(params, grads, states, strict=True):
+            state["count"] = len(params)
+            p -= group["lr"] * grad
+
+
+class GatheredLater(Cubed):
+    def update_all(self, params, grads, group, states):
+        for p in params:
+            p[...] = 7
+
+
+@pytest.mark.parametrize("ours, theirs", [(Halved, optim.SGD), (HalvedAdam, optim.AdamW)])
+def test_a_rule_built_on_ours(ours, theirs):
+    options = {"lr": 0.5, "weight_decay": 0.1}
+    if theirs is optim.SGD:
+        options["momentum"] = 0.9
+    results = []
+    for kind, size in ((ours, 2.0), (theirs, 1.0)):
+        p, q = nn.Parameter(np.arange(3.0)), nn.Parameter(np.ones((2, 2)))
+        optimizer = kind([p, q], **options)
+        for _ in range(3):
+            p.grad, q.grad = tr.Tensor(np.full(3, size)), tr.Tensor(np.full((2, 2), size))
+            optimizer.step()
+        results.append((p.data.tolist(), q.data.tolist()))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("kind, value", [(Gathered, 0.0), (GatheredLater, 7.0)])
+def test_a_rule_for_whole_groups(kind, value):
+    """The newest of update and update_all is the rule. Parameters without gradient are left out."""
+    p, q, left_out, alone = (nn.Parameter(np.ones(2)) for _ in range(4))
+    optimizer = kind([{"params": [p, q, left_out]}, {"params": [alone]}], lr=0.5)
+    for one in (p, q, alone):
+        one.grad = tr.Tensor(np.full(2, 2.0))
+    with pytest.warns(optim.AuditWarning):
+        optimizer.step()
+    assert [one.data[0] for one in (p, q, left_out, alone)] == [value, value, 1.0, value]
+    if kind is Gathered:
+        assert [optimizer.state[one]["count"] for one in (p, q, alone)] == [2, 2, 1]
+    assert [one.version.count for one in (p, q, left_out, alone)] == [1, 1, 0, 1]
+
+
+# --- on a device ------------------------------------------------------------------------------------------------------
+
+
+def device_model():
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, 2))
+    for i, p in enumerate(model.parameters()):
+        p.data[...] = np.linspace(-1, 1, p.data.size).reshape(p.shape) + i
+    return model
+
+
+def set_gradients(model):
+    for i, p in enumerate(model.parameters()):
+        p.grad = tr.tensor(np.cos(np.arange(p.data.size) + i).reshape(p.shape).astype("f")).to(p.device)
+
+
+@pytest.mark.parametrize("kernel_set", ["reference", "fast"])
+@pytest.mark.parametrize("name, options", [OPTIMIZERS[3], OPTIMIZERS[7]], ids=["SGD", "AdamW"])
+def test_the_state_follows_the_model_to_a_device(name, options, kernel_set):
+    def train(move):
+        model = device_model()
+        optimizer = getattr(optim, name)(model.parameters(), **options)
+        with tr.use_kernels(kernel_set):
+            for step in range(4):
+                if step == 2:
+                    move(model)
+                set_gradients(model)
+                optimizer.step()
+        return [p.numpy() for p in model.parameters()], optimizer.state_dict()["arrays"]
+
+    values, arrays = train(lambda model: None)
+    with standin.installed():
+        moved, moved_arrays = train(lambda model: model.to("cuda"))
+    for one, other in zip((*values, *arrays.values()), (*moved, *moved_arrays.values()), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+
+
+def test_a_gradient_on_another_device_is_named():
+    with standin.installed():
+        p = nn.Parameter(tr.ones(2).to("cuda").data)
+        optimizer = optim.SGD([("w", p)], lr=0.1)
+        p.grad = tr.ones(2)
+        with pytest.raises(ValueError, match=r"SGD: w is on cuda, its gradient on cpu: call zero_grad\(\)"):
+            optimizer.step()
+
+
+@pytest.mark.parametrize("norm_type", [2.0, 1.0, 3.0, math.inf])
+def test_clipping_waits_for_the_device_once(norm_type):
+    model = device_model()
+    set_gradients(model)
+    norm = optim.clip_grad_norm_(model.parameters(), 0.5, norm_type)
+    clipped = [p.grad.numpy() for p in model.parameters()]
+    with standin.installed():
+        model = device_model().to("cuda")
+        set_gradients(model)
+        standin.syncs.clear()
+        assert math.isclose(optim.clip_grad_norm_(model.parameters(), 0.5, norm_type), norm, rel_tol=1e-12)
+        assert len(standin.syncs) == 1
+        for p, wanted in zip(model.parameters(), clipped, strict=True):
+            np.testing.assert_allclose(p.grad.numpy(), wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kernel_set", ["reference", "fast"])
+def test_a_step_on_a_device_does_not_wait_for_it(kernel_set):
+    with standin.installed(), tr.use_kernels(kernel_set):
+        model = device_model().to("cuda")
+        optimizers = [optim.SGD(model.parameters(), momentum=0.9), optim.AdamW(model.parameters())]
+        set_gradients(model)
+        standin.syncs.clear()
+        for optimizer in optimizers:
+            optimizer.step()
+        assert standin.syncs == []
 
 
 # --- what users do to parameters between steps ------------------------------------------------------------------------
@@ -594,6 +726,14 @@ def test_clipping_equals_pytorch(torch, norm_type, max_norm):
     assert total == pytest.approx(torch.nn.utils.clip_grad_norm_(theirs, max_norm, norm_type).item(), rel=1e-12)
     for p, q in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(p.grad.numpy(), q.grad.numpy(), rtol=1e-12)
+
+
+def test_the_largest_gradient_is_nan_if_any_is():
+    ours = parameters()
+    for p, g in zip(ours, gradients(0), strict=True):
+        p.grad = tr.Tensor(g)
+    ours[-1].grad.data.flat[0] = np.nan
+    assert math.isnan(optim.clip_grad_norm_(ours, 1.0, math.inf)) and math.isnan(optim.clip_grad_norm_(ours, 1.0))
 
 
 def test_clipping_leaves_a_shared_gradient_array_alone():

@@ -99,9 +99,10 @@ class _Observer:
     def checksum(array: Any) -> int | None:
         if not hasattr(array, "dtype"):
             return None
-        host = array if isinstance(array, np.ndarray) else array.get()
-        order = np.argsort([-s for s in host.strides], kind="stable")  # memory order: no copy for channels-last
-        return zlib.crc32(np.ascontiguousarray(host.transpose(order)).data)
+        order = np.argsort([-s for s in array.strides], kind="stable")  # memory order: no copy for channels-last
+        ordered = array.transpose(tuple(int(axis) for axis in order))
+        host = ordered if isinstance(array, np.ndarray) else ordered.get()
+        return zlib.crc32(np.ascontiguousarray(host).data)
 
     def check_saved(self, node: Any, kept: Any) -> None:
         if kept.checksum is not None and kept.checksum != self.checksum(kept.array):

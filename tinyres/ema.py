@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tinyres.nn import Module, state_dict
+from tinyres.ops.create import device_of
 from tinyres.state import no_grad
 
 
@@ -34,6 +35,10 @@ class ExponentialMovingAverage:
         if [(name, t.shape) for name, t, _ in averages] != [(name, t.shape) for name, t, _ in currents]:
             raise ValueError(f"ExponentialMovingAverage: the model has other parts or shapes than when the average was "
                              f"made ({len(currents)} arrays now, {len(averages)} then): make a new average of it")
+        places = [device_of(t) for _, t, _ in (*currents, *averages)]
+        if len(set(places)) > 1:
+            raise ValueError("ExponentialMovingAverage: the average is on one device and the model on another: move it "
+                             f"too, average.model.to({places[0]!r})")
         self.count += 1
         with no_grad():
             for (_, average, _), (_, current, _) in zip(averages, currents, strict=True):

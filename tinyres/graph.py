@@ -95,8 +95,9 @@ def share_version(result: Any, sources: Sequence[Any]) -> None:
     out = result.data
     if out.base is None and not any(getattr(x, "data", None) is out for x in sources):
         return  # it owns its memory
+    xp = array_module(out)
     for x in sources:
-        if hasattr(x, "edges") and array_module(out).may_share_memory(out, x.data):
+        if hasattr(x, "edges") and array_module(x.data) is xp and xp.may_share_memory(out, x.data):
             result.version, result.is_view = x.version, True
             outside = x.is_view and x.edge is None  # a view of detach() or from no_grad() misses no gradient
             result.version.viewed |= state.grad_enabled and not outside

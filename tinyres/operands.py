@@ -46,9 +46,21 @@ def arrays_of(op: str, inputs: Sequence[Any], optional: bool = False) -> list[An
         raise TypeError(f"{op}: {' and '.join(names)} meet, and dtypes never mix silently: convert one side "
                         "with astype()")
     if len(places) > 1:
-        raise TypeError(f"{op}: arrays of {' and '.join(sorted(places))} meet: move them to one device with "
-                        "to('cpu') or to('cuda')")
+        raise _two_devices(op, places)
     return arrays
+
+
+def check_devices(op: str, *values: Any) -> None:
+    """Raise TypeError where arrays of two devices meet; numbers, lists and None are on none."""
+    arrays = [getattr(x, "data", x) if hasattr(x, "edges") else x for x in values]
+    places = {array_module(a).__name__ for a in arrays if hasattr(a, "strides") and not isinstance(a, np.generic)}
+    if len(places) > 1:
+        raise _two_devices(op, places)
+
+
+def _two_devices(op: str, places: set[str]) -> TypeError:
+    return TypeError(f"{op}: arrays of {' and '.join(sorted(places))} meet: move them to one device with to('cpu') or "
+                     "to('cuda')")
 
 
 def unfit(op: str, array: Any) -> TypeError:
@@ -167,6 +179,7 @@ def seed(output: Any, grad: Any) -> Any:
     if grad is not None and (getattr(grad, "shape", None) != output.shape or grad.dtype != output.dtype):
         raise ValueError(f"backward: the tensor is {kind(output)}, but the gradient to start from is {kind(grad)}: "
                          "pass one of the tensor's shape and dtype")
+    check_devices("backward", output, grad)
     return array_module(output.data).ones_like(output.data) if grad is None else grad
 
 

@@ -1,6 +1,6 @@
 """Optimizers: SGD, Adam and AdamW with PyTorch's arithmetic, clipping, and what else belongs to an update.
 
-Each rule is `update`, on the arrays of one parameter; its arithmetic is in tinyres.kernels (sgd and adam), what the
+Each rule is `update_all`, on the arrays of a whole group; its arithmetic is in tinyres.kernels (sgd and adam), what the
 rules share in optimizer.py. The schedules live in schedules.py and are reached from here too: optim.MultiStepLR(...).
 """
 
@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from typing import Any
+
+import numpy as np
 
 from tinyres import kernels, nn
 from tinyres.ema import ExponentialMovingAverage
@@ -41,13 +43,19 @@ class SGD(Optimizer):
         if group["nesterov"] and momentum == 0:
             raise ValueError("SGD: nesterov=True needs a momentum above 0, got 0: pass momentum=0.9")
 
-    def update(self, p: Any, grad: Any, group: dict[str, Any], state: dict[str, Any]) -> None:
-        velocity, momentum = None, group["momentum"]
+    def update_all(self, params: list[Any], grads: list[Any], group: dict[str, Any],
+                   states: list[dict[str, Any]]) -> None:
+        velocities, momentum = [None] * len(params), group["momentum"]
         if momentum:
-            if "momentum_buffer" not in state:
-                state["momentum_buffer"] = array_module(p).zeros_like(p)
-            velocity = state["momentum_buffer"]
-        kernels.sgd(p, grad, velocity, group["lr"], momentum, group["weight_decay"], bool(group["nesterov"]))
+            for p, state in zip(params, states, strict=True):
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = array_module(p).zeros_like(p)
+            velocities = [state["momentum_buffer"] for state in states]
+        kernels.sgd(params, grads, velocities, group["lr"], momentum, group["weight_decay"], bool(group["nesterov"]))
+
+    def update(self, p: Any, grad: Any, group: dict[str, Any], state: dict[str, Any]) -> None:
+        """The rule for one parameter, for a subclass to build on."""
+        SGD.update_all(self, [p], [grad], group, [state])
 
 
 class Adam(Optimizer):
@@ -66,17 +74,24 @@ class Adam(Optimizer):
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"{self._name}: betas must be two numbers in [0, 1), got {betas}: (0.9, 0.999) is usual")
 
-    def update(self, p: Any, grad: Any, group: dict[str, Any], state: dict[str, Any]) -> None:
-        self._adam(p, grad, group, state, group["weight_decay"], 1.0)
+    def update_all(self, params: list[Any], grads: list[Any], group: dict[str, Any],
+                   states: list[dict[str, Any]]) -> None:
+        for p, state in zip(params, states, strict=True):
+            if not state:
+                xp = array_module(p)
+                state.update(step=0, exp_avg=xp.zeros_like(p), exp_avg_sq=xp.zeros_like(p))
+            state["step"] += 1
+        steps, means, squares = ([state[name] for state in states] for name in self.keeps)
+        kernels.adam(params, grads, means, squares, steps, group["lr"], group["betas"], group["eps"],
+                     *self._decay(group))
 
-    def _adam(self, p: Any, grad: Any, group: dict[str, Any], state: dict[str, Any], decay: float,
-              shrink: float) -> None:
-        if not state:
-            xp = array_module(p)
-            state.update(step=0, exp_avg=xp.zeros_like(p), exp_avg_sq=xp.zeros_like(p))
-        state["step"] += 1
-        kernels.adam(p, grad, state["exp_avg"], state["exp_avg_sq"], state["step"], group["lr"], group["betas"],
-                     group["eps"], decay, shrink)
+    def update(self, p: Any, grad: Any, group: dict[str, Any], state: dict[str, Any]) -> None:
+        """The rule for one parameter, for a subclass to build on."""
+        Adam.update_all(self, [p], [grad], group, [state])
+
+    def _decay(self, group: dict[str, Any]) -> tuple[float, float]:
+        """What is added to the gradient, as a multiple of p, and the factor by which p shrinks first."""
+        return group["weight_decay"], 1.0
 
 
 class AdamW(Adam):
@@ -86,8 +101,8 @@ class AdamW(Adam):
                  eps: float = 1e-8, weight_decay: float = 1e-2):
         super().__init__(parameters, lr, betas, eps, weight_decay)
 
-    def update(self, p: Any, grad: Any, group: dict[str, Any], state: dict[str, Any]) -> None:
-        self._adam(p, grad, group, state, 0.0, 1 - group["lr"] * group["weight_decay"])
+    def _decay(self, group: dict[str, Any]) -> tuple[float, float]:
+        return 0.0, 1 - group["lr"] * group["weight_decay"]
 
 
 def split_decay(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -118,11 +133,7 @@ def clip_grad_norm_(parameters: Iterable[Tensor] | Tensor, max_norm: float, norm
             raise TypeError(f"clip_grad_norm_: parameters must be Tensors, got {type(p).__name__}: pass "
                             "model.parameters()")
     graded = [p for p in listed if p.grad is not None]
-    sizes = [abs(p.grad.data.astype("float64")) for p in graded]  # type: ignore[union-attr]
-    if norm_type == math.inf:
-        total = max((float(size.max()) for size in sizes if size.size), default=0.0)
-    else:
-        total = sum(float((size ** norm_type).sum()) for size in sizes) ** (1 / norm_type)
+    total = _joint_norm([p.grad.data for p in graded], float(norm_type))  # type: ignore[union-attr]
     if error_if_nonfinite and not math.isfinite(total):
         raise RuntimeError(f"clip_grad_norm_: the gradients' norm is {total}; tr.debug() names the op that made it so")
     scale = float(max_norm) / (total + 1e-6)
@@ -130,3 +141,15 @@ def clip_grad_norm_(parameters: Iterable[Tensor] | Tensor, max_norm: float, norm
         for p in graded:
             p.grad = Tensor(p.grad.data * scale)  # type: ignore[union-attr]
     return total
+
+
+def _joint_norm(arrays: list[Any], norm_type: float) -> float:
+    """The p-norm of all values together. What a GPU finds, a number for each array, is waited for once."""
+    found: list[float] = []
+    for xp in dict.fromkeys(map(array_module, arrays)):
+        sizes = (abs(a.astype("float64")) for a in arrays if a.size and array_module(a) is xp)
+        parts = [size.max() if norm_type == math.inf else (size**norm_type).sum() for size in sizes]
+        found += map(float, parts) if xp is np or not parts else xp.stack(parts).get().tolist()
+    if norm_type == math.inf:
+        return float(np.max(found, initial=0.0))  # NaN if one is, which max() would not say
+    return sum(found) ** (1 / norm_type)

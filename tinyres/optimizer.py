@@ -20,6 +20,7 @@ from tinyres.kernels.layout import array_module
 from tinyres.nn.parameter import assign
 from tinyres.nn.state_dict import host_array
 from tinyres.operands import check_writable
+from tinyres.ops.create import device_of
 from tinyres.tensor import Tensor, reached_leaves
 
 MOST_NAMES = 8  # of parameters in a warning
@@ -39,12 +40,18 @@ class Optimizer:
     """Base of the optimizers: parameters in groups with options, state per parameter, step().
 
     parameters: an iterable of leaf Tensors, of (name, Tensor) pairs, or of groups {"params": iterable, option: value}.
-    A subclass checks its options in `check(group)` and writes the rule as `update(p, grad, group, state)` on arrays;
-    `keeps` are the names in a parameter's state, None if a state that is loaded may have any.
+    A subclass checks its options in `check(group)` and writes the rule as `update(p, grad, group, state)` on arrays, or
+    as `update_all`, which is given lists of them at once; `keeps` are the names in a parameter's state, None if a state
+    that is loaded may have any.
     Raises ValueError for no parameters, one given twice or an option out of range; TypeError for other than leaves.
     """
 
     keeps: tuple[str, ...] | None = None
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        if "update" in vars(cls) and "update_all" not in vars(cls):  # then what it inherits is not its rule
+            cls.update_all = Optimizer.update_all  # type: ignore[method-assign]
 
     def __init__(self, parameters: Iterable[Any], **defaults: Any):
         self.defaults = defaults
@@ -130,6 +137,12 @@ class Optimizer:
     def update(self, p: Any, grad: Any, group: dict[str, Any], state: dict[str, Any]) -> None:
         raise NotImplementedError(f"{self._name} has no rule: define update(self, p, grad, group, state)")
 
+    def update_all(self, params: list[Any], grads: list[Any], group: dict[str, Any],
+                   states: list[dict[str, Any]]) -> None:
+        """One step of several parameters of a group, all on one device: their arrays, gradients and states."""
+        for p, grad, state in zip(params, grads, states, strict=True):
+            self.update(p, grad, group, state)
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients, or with set_to_none=False fill them with zeros."""
         for p in self.parameters():
@@ -151,10 +164,21 @@ class Optimizer:
                 if p.grad is not None:
                     self._check_gradient(p)
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self.update(p.data, p.grad.data, group, self.state.setdefault(p, {}))
+            graded = [p for p in group["params"] if p.grad is not None]
+            for xp in {array_module(p.data): None for p in graded}:
+                params = [p for p in graded if array_module(p.data) is xp]
+                for p in params:
                     p.bump(f"{self._name}.step")
+                self.update_all([p.data for p in params], [p.grad.data for p in params], group,
+                                [self._state_of(p) for p in params])
+
+    def _state_of(self, p: Tensor) -> dict[str, Any]:
+        """The state of a parameter, on its device: the arrays follow where the model went."""
+        state = self.state.setdefault(p, {})
+        for name, value in state.items():
+            if hasattr(value, "strides") and type(value) is not type(p.data) and device_of(value) != device_of(p):
+                state[name] = _like(p, value)
+        return state
 
     def _check_gradient(self, p: Tensor) -> None:
         if not isinstance(p.grad, Tensor):
@@ -163,6 +187,9 @@ class Optimizer:
         if p.grad.shape != p.shape or p.grad.dtype != p.dtype:
             raise ValueError(f"{self._name}: {_label(p)} is {p.dtype} {tuple(p.shape)}, its gradient "
                              f"{p.grad.dtype} {tuple(p.grad.shape)}: call zero_grad() after changing a model")
+        if type(p.grad.data) is not type(p.data) and device_of(p.grad) != device_of(p):
+            raise ValueError(f"{self._name}: {_label(p)} is on {device_of(p)}, its gradient on {device_of(p.grad)}: "
+                             "call zero_grad() after moving a model")
         check_writable(f"{self._name}: {_label(p)}", p, "give nn.Parameter a copy")
 
     def _audit(self) -> None:
@@ -224,11 +251,7 @@ class Optimizer:
         for key, value in (*arrays.items(), *scalars["counters"].items()):
             i, name = key.split(".")
             p = params[int(i)]
-            if not isinstance(value, int):
-                buffer = Tensor(array_module(p.data).empty_like(p.data))
-                assign(buffer, value, "load_state_dict")
-                value = buffer.data
-            self.state.setdefault(p, {})[name] = value
+            self.state.setdefault(p, {})[name] = value if isinstance(value, int) else _like(p, value)
 
     def _misfits(self, params: list[Tensor], arrays: Mapping[str, Any], scalars: Mapping[str, Any]) -> Iterator[str]:
         if scalars["optimizer"] != self._name:
@@ -258,6 +281,13 @@ class Optimizer:
         for i, names in kept.items():
             if self.keeps is not None and names != set(self.keeps):
                 yield f"of {_label(params[i])} it has {', '.join(sorted(names))}, expected {', '.join(self.keeps)}"
+
+
+def _like(p: Tensor, value: Any) -> Any:
+    """A copy of an array of p's shape on p's device, with p's dtype and memory order."""
+    buffer = Tensor(array_module(p.data).empty_like(p.data))
+    assign(buffer, host_array(value), "load_state_dict")
+    return buffer.data
 
 
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:

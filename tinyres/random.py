@@ -1,4 +1,7 @@
-"""One random generator for the library: initialisers, dropout and `randn` draw from it, so one seed fixes a run."""
+"""One random generator for the library: initialisers, dropout and `randn` draw from it, so one seed fixes a run.
+
+Dropout draws one word a call, the key of its mask; the mask itself is a function of the key (kernels/reference.py).
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,14 @@ def manual_seed(seed: int) -> np.random.Generator:
 def generator() -> np.random.Generator:
     """The generator that `manual_seed` restarts."""
     return _generator
+
+
+def key() -> int:
+    """One raw word of the generator, from 0 to 2^64 - 1: the key of random numbers that are a function of a position.
+
+    The words are fixed for ever, while what a `numpy.random.Generator` makes of them may change (NEP 19).
+    """
+    return int(_generator.bit_generator.random_raw())
 
 
 def get_state() -> dict[str, Any]:

@@ -16,6 +16,7 @@ for; the convolution's place gets an Identity.
 from __future__ import annotations
 
 import copy
+import operator
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -24,6 +25,7 @@ import numpy as np
 
 from tinyres import ops
 from tinyres.graph import topological_order
+from tinyres.kernels.layout import elementwise
 from tinyres.nn.layers import BatchNorm1d, BatchNorm2d, Conv2d, Identity, Linear
 from tinyres.nn.module import Module
 from tinyres.nn.parameter import Parameter
@@ -80,7 +82,7 @@ def folded(weight: Tensor, bias: Tensor | None, norm: Any) -> tuple[Parameter, P
     b, gamma, beta = (neutral if t is None else t.data.astype("float64")
                       for t, neutral in ((bias, 0.0), (norm.weight, 1.0), (norm.bias, 0.0)))
     s = gamma / (var + norm.eps) ** 0.5
-    found = w * s.reshape(-1, *[1] * (w.ndim - 1)), beta + (b - mean) * s
+    found = elementwise(operator.mul, w, s.reshape(-1, *[1] * (w.ndim - 1))), beta + (b - mean) * s
     new_w, new_b = (Parameter(v.astype(weight.dtype), weight.requires_grad) for v in found)
     return new_w, new_b
 

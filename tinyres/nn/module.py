@@ -252,7 +252,7 @@ class Module:
     def to(self, device: str) -> Module:
         """Move parameters, their gradients and buffers to "cpu" or "cuda"; returns self.
 
-        The Parameter objects stay, so an optimizer keeps them; its own state does not move: move the model first.
+        The Parameter objects stay, so an optimizer keeps them; its own state follows at its next step.
         """
         return self._convert(lambda t: to(t, device), "to")
 

@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from tinyres.ops import create
+from tinyres.operands import check_devices
+from tinyres.ops import create, dlpack
 from tinyres.ops.broadcast import broadcast_to, sum_to
 from tinyres.ops.conv import conv2d, conv_transpose2d
-from tinyres.ops.create import arange, astype, ones, rand, randn, tensor, to, zeros
+from tinyres.ops.create import arange, astype, device, ones, rand, randn, tensor, to, zeros
+from tinyres.ops.dlpack import from_dlpack
+from tinyres.ops.dropout import dropout
 from tinyres.ops.elementwise import (
     abs,
     add,
@@ -38,7 +41,7 @@ from tinyres.ops.elementwise import (
 from tinyres.ops.inplace import add_, div_, mul_, relu_, setitem, sub_
 from tinyres.ops.linear import linear, matmul
 from tinyres.ops.loss import cross_entropy, mse_loss, nll_loss
-from tinyres.ops.norm import batch_norm, dropout
+from tinyres.ops.norm import batch_norm
 from tinyres.ops.pool import (
     adaptive_avg_pool2d,
     adaptive_max_pool2d,
@@ -86,11 +89,11 @@ cat = concat
 __all__ = [
     "abs", "adaptive_avg_pool2d", "adaptive_max_pool2d", "add", "alias", "amax", "amin", "arange", "argmax", "argmin",
     "astype", "avg_pool2d", "batch_norm", "broadcast_to", "cat", "channels_last", "clamp", "concat", "conv2d",
-    "conv_transpose2d", "cross_entropy", "div", "dropout", "exp", "flatten", "gather", "getitem", "global_avg_pool2d",
-    "linear", "log", "log_softmax", "logsumexp", "matmul", "max", "max_pool2d", "maximum", "mean", "min", "minimum",
-    "mse_loss", "mul", "neg", "nll_loss", "ones", "pad", "permute", "pow", "put", "rand", "randn", "relu", "relu_",
-    "reshape", "sigmoid", "softmax", "split", "sqrt", "squeeze", "stack", "std", "sub", "sum", "sum_to", "tanh",
-    "tensor", "to", "transpose", "unsqueeze", "var", "where", "zeros",
+    "conv_transpose2d", "cross_entropy", "device", "div", "dropout", "exp", "flatten", "from_dlpack", "gather",
+    "getitem", "global_avg_pool2d", "linear", "log", "log_softmax", "logsumexp", "matmul", "max", "max_pool2d",
+    "maximum", "mean", "min", "minimum", "mse_loss", "mul", "neg", "nll_loss", "ones", "pad", "permute", "pow", "put",
+    "rand", "randn", "relu", "relu_", "reshape", "sigmoid", "softmax", "split", "sqrt", "squeeze", "stack", "std",
+    "sub", "sum", "sum_to", "tanh", "tensor", "to", "transpose", "unsqueeze", "var", "where", "zeros",
 ]
 
 METHODS = [abs, amax, amin, argmax, argmin, astype, broadcast_to, clamp, exp, flatten, gather, log, log_softmax,
@@ -106,7 +109,11 @@ for _name, _op in OPERATORS.items():
 
 
 def _compare(fn: Any) -> Any:
-    return lambda self, other: Tensor(broadcasting(fn.__name__, fn, self.data, raw(other)))
+    def compare(self: Tensor, other: Any) -> Tensor:
+        check_devices(fn.__name__, self, other)
+        return Tensor(broadcasting(fn.__name__, fn, self.data, raw(other)))
+
+    return compare
 
 
 for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
@@ -128,13 +135,18 @@ def _numpy(self: Tensor) -> np.ndarray:
 def _repr(self: Tensor) -> str:
     values = np.array2string(_numpy(self), separator=", ", prefix="tensor(", threshold=200, edgeitems=2, precision=5)
     extra = "" if self.dtype == np.float32 else f", dtype={self.dtype}"
+    place = create.device_of(self)
+    extra += "" if place == "cpu" else f", device={place!r}"
     if self.requires_grad:
         extra += ", requires_grad=True" if self.node is None else f", node=<{self.node.name}>"
     return f"tensor({values}{extra})"
 
 
 def _array(self: Tensor, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-    return np.array(_numpy(self), dtype=dtype, copy=copy)
+    if create.device_of(self) != "cpu":
+        raise TypeError(f"np.asarray: a tensor of shape {self.shape} is on a GPU, and copying it to the host waits for "
+                        "all work on it: say so with .numpy()")
+    return np.array(self.data, dtype=dtype, copy=copy)
 
 
 def _requires_grad(self: Tensor, value: bool = True) -> Tensor:
@@ -168,7 +180,8 @@ def _unknown(self: Tensor, name: str) -> Any:
 for _name, _fn in {
     "__neg__": neg, "__abs__": abs, "__getitem__": getitem, "__setitem__": setitem, "__iadd__": add_, "__isub__": sub_,
     "__imul__": mul_, "__itruediv__": div_, "add_": add_, "sub_": sub_, "mul_": mul_, "div_": div_, "__repr__": _repr,
-    "__array__": _array, "__iter__": _iter, "__len__": _len, "__getattr__": _unknown,
+    "__array__": _array, "__dlpack__": dlpack.export, "__dlpack_device__": dlpack.export_device,
+    "__iter__": _iter, "__len__": _len, "__getattr__": _unknown,
     "__float__": lambda self: float(_item(self)), "__int__": lambda self: int(_item(self)),
     "__bool__": lambda self: bool(_item(self)), "__hash__": object.__hash__, "item": _item, "numpy": _numpy,
     "requires_grad_": _requires_grad, "numel": lambda self: int(self.data.size),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyres.kernels.layout import array_module, channels_last, nchw
+from tinyres.kernels.layout import array_module, channels_last, nchw, reduced
 from tinyres.operands import check_tensors, whole_numbers
 from tinyres.tensor import Function
 
@@ -38,7 +38,7 @@ class SumTo(Function):
         lead = x.ndim - len(shape)
         axes = tuple(range(lead)) + tuple(lead + i for i, n in enumerate(shape) if n == 1 and x.shape[lead + i] != 1)
         # A float32 sum over N*H*W terms loses digits that batch statistics need, so the accumulator is float64.
-        total = x.sum(axis=axes, dtype=np.float64 if x.dtype == np.float32 else None, keepdims=True)
+        total = reduced(x, "sum", axes, dtype=np.float64 if x.dtype == np.float32 else None)
         total = total.astype(x.dtype, copy=False).reshape(shape)
         return channels_last(total) if total.ndim == 4 else total
 

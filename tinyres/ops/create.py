@@ -43,22 +43,43 @@ def device_of(x: Any) -> str:
     return "cpu" if layout.array_module(raw(x)) is np else "cuda"
 
 
-def move(array: Any, device: str) -> Any:
-    """An array on `device`, itself where it is there already. Raises RuntimeError for "cuda" without CuPy or a GPU."""
-    if device not in ("cpu", "cuda"):
-        hint = "the first GPU is used; CUDA_VISIBLE_DEVICES chooses it" if str(device).startswith("cuda") else \
-            f"for a dtype use astype({device!r})" if str(device).startswith(("float", "int")) else "a GPU is 'cuda'"
-        raise ValueError(f"to: device must be 'cpu' or 'cuda', got {device!r}; {hint}")
-    if device_of(array) == device:
+def device(name: str) -> str:
+    """The name of a device, "cpu" or "cuda", as every `device=` and `to()` takes it, if it is there.
+
+    Raises ValueError for another name, RuntimeError for "cuda" where CuPy or a GPU is missing, which says what to
+    install.
+    """
+    return _checked("device", name)
+
+
+def _checked(op: str, name: Any) -> str:
+    if name not in ("cpu", "cuda"):
+        hint = "the first GPU is used; CUDA_VISIBLE_DEVICES chooses it" if str(name).startswith("cuda") else \
+            f"for a dtype use astype({name!r})" if str(name).startswith(("float", "int")) else "a GPU is 'cuda'"
+        where = "" if op == "device" else f"{op}: "
+        raise ValueError(f"{where}device must be 'cpu' or 'cuda', got {name!r}; {hint}")
+    if name == "cuda":
+        gpu_library()
+    return name
+
+
+def move(array: Any, where: str, op: str = "to") -> Any:
+    """An array on the device `where`, itself if it is there already. Images and weights (4-D) arrive channels-last.
+
+    Raises what device() raises.
+    """
+    if device_of(array) == _checked(op, where):
         return array
-    if device == "cpu":
-        host = array.get()
-    else:
-        host = _cupy().asarray(array)
-    return layout.channels_last(host) if host.ndim == 4 else host
+    if where == "cpu":  # get() writes C order: of an image it is shown the memory order
+        return layout.nchw(layout.nhwc(array).get()) if array.ndim == 4 else array.get()
+    put = gpu_library().asarray
+    if array.ndim == 4:
+        last = layout.is_channels_last(array)
+        return layout.nchw(put(layout.nhwc(array))) if last else layout.channels_last(put(array))
+    return put(array)
 
 
-def _cupy() -> Any:
+def gpu_library() -> Any:
     try:
         import cupy
     except ImportError as error:
@@ -68,8 +89,9 @@ def _cupy() -> Any:
     return cupy
 
 
-def tensor(values: Any, dtype: Any = None, device: str = "cpu", requires_grad: bool = False) -> Tensor:
-    """A leaf Tensor with a copy of `values`: a number, nested lists, an array, or a Tensor.
+def tensor(values: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False) -> Tensor:
+    """A leaf Tensor with a copy of `values`: a number, nested lists, an array, or a Tensor; on the device of `values`,
+    which for numbers and lists is the cpu, or on `device`.
 
     Python floats become float32, arrays keep their dtype unless `dtype` says otherwise ("float32", "float64", ...).
     4-D arrays are copied into channels-last memory. Raises TypeError for values that are not numbers.
@@ -84,9 +106,10 @@ def tensor(values: Any, dtype: Any = None, device: str = "cpu", requires_grad: b
         raise unfit("tensor", array)
     if plain and dtype is None and array.dtype.kind == "f" and not hasattr(values, "dtype"):
         dtype = np.float32
-    array = move(array, device)
-    xp = layout.array_module(array)
     dtype = (array.dtype if dtype is None else numeric("tensor", dtype)).newbyteorder("=")
+    if device is not None and _checked("tensor", device) != device_of(array):
+        return Tensor(move(array.astype(dtype, copy=False), device), requires_grad)  # a copy already
+    xp = layout.array_module(array)
     if array.ndim == 4:
         out = layout.nchw(xp.array(array.transpose(0, 2, 3, 1), dtype=dtype, order="C", copy=True))
     else:
@@ -116,26 +139,27 @@ def numeric(op: str, dtype: Any) -> np.dtype:
     return found
 
 
-def zeros(*shape: Any, dtype: Any = "float32", requires_grad: bool = False) -> Tensor:
+def zeros(*shape: Any, dtype: Any = "float32", device: str = "cpu", requires_grad: bool = False) -> Tensor:
     """A Tensor of zeros."""
-    return tensor(np.zeros(_shape("zeros", shape), numeric("zeros", dtype)), requires_grad=requires_grad)
+    return tensor(np.zeros(_shape("zeros", shape), numeric("zeros", dtype)), None, device, requires_grad)
 
 
-def ones(*shape: Any, dtype: Any = "float32", requires_grad: bool = False) -> Tensor:
+def ones(*shape: Any, dtype: Any = "float32", device: str = "cpu", requires_grad: bool = False) -> Tensor:
     """A Tensor of ones."""
-    return tensor(np.ones(_shape("ones", shape), numeric("ones", dtype)), requires_grad=requires_grad)
+    return tensor(np.ones(_shape("ones", shape), numeric("ones", dtype)), None, device, requires_grad)
 
 
-def randn(*shape: Any, dtype: Any = "float32", requires_grad: bool = False) -> Tensor:
-    """A Tensor of independent standard normal numbers from the library's generator (see manual_seed)."""
+def randn(*shape: Any, dtype: Any = "float32", device: str = "cpu", requires_grad: bool = False) -> Tensor:
+    """A Tensor of independent standard normal numbers from the library's generator (see manual_seed): they are drawn on
+    the cpu, so the same on every device."""
     drawn = random.generator().standard_normal(_shape("randn", shape), dtype=drawable("randn", dtype).type)
-    return tensor(drawn, requires_grad=requires_grad)
+    return tensor(drawn, None, device, requires_grad)
 
 
-def rand(*shape: Any, dtype: Any = "float32", requires_grad: bool = False) -> Tensor:
-    """A Tensor of independent numbers, uniform in [0, 1), from the library's generator."""
+def rand(*shape: Any, dtype: Any = "float32", device: str = "cpu", requires_grad: bool = False) -> Tensor:
+    """A Tensor of independent numbers, uniform in [0, 1), from the library's generator, drawn as in randn."""
     drawn = random.generator().random(_shape("rand", shape), dtype=drawable("rand", dtype).type)
-    return tensor(drawn, requires_grad=requires_grad)
+    return tensor(drawn, None, device, requires_grad)
 
 
 def drawable(op: str, dtype: Any) -> np.dtype:
@@ -146,14 +170,14 @@ def drawable(op: str, dtype: Any) -> np.dtype:
     return found
 
 
-def arange(*args: Any, dtype: Any = None) -> Tensor:
+def arange(*args: Any, dtype: Any = None, device: str = "cpu") -> Tensor:
     """A Tensor of equally spaced numbers: integers unless a float is given, like Python's range."""
     try:
         values = np.arange(*args)
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise ValueError(f"arange: expected (stop), (start, stop) or (start, stop, step) with a step other than 0, got "
                          f"{args}") from error
-    return tensor(values, dtype if dtype is not None else "float32" if values.dtype.kind == "f" else None)
+    return tensor(values, dtype if dtype is not None else "float32" if values.dtype.kind == "f" else None, device)
 
 
 def _shape(op: str, shape: Any) -> tuple[int, ...]:

@@ -150,7 +150,7 @@ class Maximum(Binary):
 
     def forward(self, a: Any, b: Any) -> Any:
         a, b = self.operands(a, b)
-        xp = array_module(a if _shape(a) else b)
+        xp = array_module(a if hasattr(a, "strides") else b)
         share = self.run(self.pick, a, b) + 0.5 * elementwise(operator.eq, a, b)
         if state.choices is not None:
             share = state.choices.take(self.name, share)
@@ -182,7 +182,7 @@ class Where(Function):
     fresh = True
 
     def forward(self, mask: Any, a: Any, b: Any) -> Any:
-        xp = array_module(next((v for v in (mask, a, b) if _shape(v)), mask))
+        xp = array_module(next((v for v in (mask, a, b) if hasattr(v, "strides")), mask))
         mask = xp.asarray(mask)  # it may be the bool that comparing two numbers gives
         a, b = alike((a, b))
         self.save(mask)

@@ -7,8 +7,10 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from tinyres.kernels.layout import array_module
-from tinyres.operands import check_writable, unfit
+from tinyres.operands import check_devices, check_writable, unfit
 from tinyres.ops.elementwise import Add, Div, Mul, Relu, Sub, raw
 from tinyres.state import state
 from tinyres.tensor import Tensor
@@ -142,13 +144,17 @@ def setitem(x: Tensor, index: Any, value: Any) -> None:
         raise RuntimeError("setitem: assigning to a slice of a leaf that requires a gradient would not be seen by "
                            "backward(); write into .data inside no_grad()")
     check_writable("setitem", x)
+    if array_module(x.data) is np:
+        check_devices("setitem", x, value)
     try:
-        values = array_module(x.data).asarray(raw(value))
+        number = isinstance(value, (bool, int, float))  # is not moved to the device as an array
+        values = np.asarray(value) if number else array_module(x.data).asarray(raw(value))
         if values.dtype.kind not in "fiub":
             raise unfit("setitem", values)
         if values.dtype.kind == "f" and x.dtype.kind != "f":
             raise _no_floats("setitem", x)
-        x.data[tuple(raw(p) for p in index) if isinstance(index, tuple) else raw(index)] = values
+        place = tuple(raw(p) for p in index) if isinstance(index, tuple) else raw(index)
+        x.data[place] = value if number else values
     except (IndexError, ValueError) as error:
         raise type(error)(f"setitem: shape {x.shape}: {error}; the index must exist, and the values must broadcast to "
                           "what it selects") from error

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+import numpy as np
 
 from tinyres import kernels
 from tinyres.kernels.layout import array_module
-from tinyres.operands import arrays_of, check_floats, check_tensors
-from tinyres.ops.elementwise import mul, neg, raw, sub
+from tinyres.operands import arrays_of, check_devices, check_floats, check_tensors
+from tinyres.ops.elementwise import mul, neg, raw, sub, where
 from tinyres.ops.fused import Fused
 from tinyres.ops.reduce import log_softmax, mean, sum
 from tinyres.ops.shape import gather, permute, reshape
@@ -39,7 +42,9 @@ def cross_entropy(logits: Any, labels: Any, label_smoothing: float = 0.0, reduct
     class probabilities of the logits' shape -> one number, or with reduction="none" one per label.
 
     label_smoothing: the share of the target spread evenly over all classes (Szegedy et al. 2016). Raises ValueError for
-    shapes that do not fit, labels outside 0..K-1, or no labels at all; TypeError for labels that are not integers.
+    shapes that do not fit, labels outside 0..K-1, or no labels at all; TypeError for labels that are not integers. The
+    values of labels on a GPU are not looked at, which would wait for it: there a label outside 0..K-1 makes the loss
+    NaN. Labels on the host move to the logits.
     """
     check_tensors("cross_entropy", logits=logits)
     if logits.ndim < 2 or min(logits.shape) < 1:
@@ -49,12 +54,14 @@ def cross_entropy(logits: Any, labels: Any, label_smoothing: float = 0.0, reduct
     check_floats("cross_entropy", logits=logits)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"cross_entropy: label_smoothing must lie between 0 and 1, got {label_smoothing}")
-    target, K = raw(labels), logits.shape[1]
-    xp = array_module(raw(logits))
-    target = xp.asarray(target)
+    K, xp = logits.shape[1], array_module(raw(logits))
+    if xp is np:
+        check_devices("cross_entropy", logits, labels)
+    target = raw(labels) if hasattr(raw(labels), "strides") else np.asarray(labels)
     spatial = (logits.shape[0], *logits.shape[2:])
     if target.dtype.kind == "f" and target.shape == logits.shape:
         _check_probabilities(target)
+        target = xp.asarray(target)
         soft = target * (1 - label_smoothing) + label_smoothing / K
         losses = neg(sum(mul(log_softmax(logits, 1), soft.astype(raw(logits).dtype)), 1))
         return _reduce("cross_entropy", losses, reduction)
@@ -69,17 +76,21 @@ def cross_entropy(logits: Any, labels: Any, label_smoothing: float = 0.0, reduct
             fix = "this is a column: use labels[:, 0]"
         raise ValueError(f"cross_entropy: logits {tuple(logits.shape)} need labels of shape {spatial}, got "
                          f"{tuple(target.shape)}; {fix}")
-    if int(target.min()) < 0 or int(target.max()) >= K:
+    if array_module(target) is np and (int(target.min()) < 0 or int(target.max()) >= K):
         raise ValueError(f"cross_entropy: labels must lie in 0..{K - 1} for {K} classes, got {int(target.min())} to "
                          f"{int(target.max())}; check num_classes")
     if logits.ndim > 2:
         logits = reshape(permute(logits, (0, *range(2, logits.ndim), 1)), (-1, K))
-    losses = CrossEntropy.apply(logits, labels=target.reshape(-1).astype("int64"), smoothing=float(label_smoothing))
+    target = xp.asarray(target.reshape(-1).astype("int64", copy=False))
+    losses = CrossEntropy.apply(logits, labels=target, smoothing=float(label_smoothing))
     return _reduce("cross_entropy", reshape(losses, spatial), reduction)
 
 
 def _check_probabilities(target: Any) -> None:
-    """Raise ValueError unless the classes' shares are at least 0 and add up to 1, but for rounding."""
+    """Raise ValueError unless the classes' shares are at least 0 and add up to 1, but for rounding. On a GPU, where a
+    look at values would wait for it, they are taken as they are."""
+    if array_module(target) is not np:
+        return
     least, off = float(target.min()), float(abs(target.sum(1, dtype="float64") - 1).max())
     if not (least >= 0 and off < 1e-3):
         raise ValueError(f"cross_entropy: labels of the logits' shape {tuple(target.shape)} are class probabilities, "
@@ -94,10 +105,14 @@ def nll_loss(log_probs: Any, labels: Any, reduction: str = "mean") -> Any:
     if log_probs.ndim != 2 or target.shape != log_probs.shape[:1] or target.dtype.kind not in "iu":
         raise ValueError(f"nll_loss: expected log_probs (N, K) and integer labels (N,), got {tuple(log_probs.shape)} "
                          f"and {target.dtype} {tuple(target.shape)}; use labels.astype('int64')")
-    if target.size and (int(target.min()) < 0 or int(target.max()) >= log_probs.shape[1]):
+    check_devices("nll_loss", log_probs, target)
+    known = (target >= 0) & (target < log_probs.shape[1])
+    if array_module(target) is np and not known.all():
         raise ValueError(f"nll_loss: labels must lie in 0..{log_probs.shape[1] - 1}, got {int(target.min())} to "
                          f"{int(target.max())}; check num_classes")
-    return _reduce("nll_loss", neg(reshape(gather(log_probs, 1, target.reshape(-1, 1)), (-1,))), reduction)
+    losses = neg(reshape(gather(log_probs, 1, target.reshape(-1, 1)), (-1,)))
+    losses = losses if array_module(target) is np else where(known, losses, math.nan)  # as in cross_entropy
+    return _reduce("nll_loss", losses, reduction)
 
 
 def mse_loss(x: Any, y: Any, reduction: str = "mean") -> Any:

@@ -1,4 +1,4 @@
-"""Batch normalisation, alone or with the addition and the ReLU that follow it in a residual block, and dropout."""
+"""Batch normalisation, alone or with the addition and the ReLU that follow it in a residual block."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from tinyres import kernels, random
+from tinyres import kernels
 from tinyres.kernels import layout
-from tinyres.operands import arrays_of, check_floats, check_tensors, check_writable
-from tinyres.ops.elementwise import mul, raw, relu, sqrt, where
+from tinyres.operands import arrays_of, check_devices, check_floats, check_tensors, check_writable
+from tinyres.ops.elementwise import raw, relu, sqrt, where
 from tinyres.ops.fused import Fused
 from tinyres.ops.reduce import mean as mean_over
 from tinyres.ops.shape import channels_last, reshape
@@ -90,6 +90,7 @@ def batch_norm(x: Any, running_mean: Any = None, running_var: Any = None, weight
                          "sample a batch dimension with x[None]")
     check_floats("batch_norm", input=x)
     arrays_of("batch_norm", (x, weight, bias, add), optional=True)
+    check_devices("batch_norm", x, running_mean, running_var)
     if not 0 <= eps < math.inf or not 0 <= momentum <= 1:
         raise ValueError(f"batch_norm: eps must not be negative, and momentum, the share of the new batch, must lie in "
                          f"[0, 1], got {eps} and {momentum}; the usual values are 1e-5 and 0.1")
@@ -141,20 +142,3 @@ def _move(running: Any, batch: Any, momentum: float) -> None:
     array += momentum * (batch - array).astype(array.dtype)
     if isinstance(running, Tensor):
         running.bump("batch_norm")
-
-
-def dropout(x: Any, p: float = 0.5, training: bool = True) -> Any:
-    """Zeroes each element with probability p and divides the others by 1 - p, in training (Srivastava et al. 2014).
-
-    The mask comes from tinyres.random.generator(). Raises ValueError unless 0 <= p < 1.
-    """
-    if not 0 <= p < 1:
-        raise ValueError(f"dropout: p must be at least 0 and less than 1, got {p}: it is the share that is zeroed")
-    check_tensors("dropout", input=x)
-    check_floats("dropout", input=x)
-    array = raw(x)
-    if not training or p == 0:
-        return x
-    keep = random.generator().random(array.shape, dtype=np.float32) >= p
-    mask = layout.array_module(array).asarray(keep).astype(array.dtype) / (1.0 - float(p))
-    return mul(x, layout.channels_last(mask) if mask.ndim == 4 else mask)

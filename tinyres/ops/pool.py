@@ -92,16 +92,18 @@ def max_pool2d(x: Any, kernel_size: Pair, stride: Pair | None = None, padding: P
     padding exceeds half the kernel (a window could then lie in padding alone)."""
     kernel, stride, padding, dilation, output = _windows("max_pool2d", x, kernel_size, stride, padding, dilation,
                                                          ceil_mode)
-    return _max(x, lambda a: kernels.max_pool2d(a, kernel, stride, padding, dilation, output))
+    return _max("max_pool2d", x, lambda a: kernels.max_pool2d(a, kernel, stride, padding, dilation, output))
 
 
 def adaptive_max_pool2d(x: Any, output_size: Pair) -> Any:
     """The maximum over a P x Q grid of windows that cover the image: (N, C, H, W) -> (N, C, P, Q)."""
     output = _grid("adaptive_max_pool2d", x, output_size)
-    return _max(x, lambda a: kernels.adaptive_max_pool2d(a, output))
+    return _max("adaptive_max_pool2d", x, lambda a: kernels.adaptive_max_pool2d(a, output))
 
 
-def _max(x: Any, pool: Any) -> Any:
+def _max(op: str, x: Any, pool: Any) -> Any:
+    if x.dtype.kind == "f":  # integers have maxima too
+        check_floats(op, input=x)
     x = channels_last(x)
     if state.choices is None:
         return MaxPool2d.apply(x, pool=pool)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any, NamedTuple
 
-from tinyres.kernels.layout import array_module
+from tinyres.kernels.layout import array_module, elementwise, reduced
 from tinyres.operands import check_tensors
 from tinyres.ops.broadcast import sum_to
 from tinyres.ops.elementwise import exp, log, mul, neg, raw, sqrt, sub
@@ -29,12 +30,12 @@ class Amax(Function):
     fresh = True
 
     def forward(self, x: Any, *, dims: tuple[int, ...]) -> Any:
-        out = x.max(axis=dims, keepdims=True)
-        share = (x == out).astype(x.dtype)
-        share /= share.sum(axis=dims, keepdims=True)
+        out = reduced(x, "max", dims)
+        share = elementwise(operator.eq, x, out).astype(x.dtype)
+        share /= reduced(share, "sum", dims)
         if state.choices is not None:
             share = state.choices.take(self.name, share)
-            out = (x * share).sum(axis=dims, keepdims=True).astype(x.dtype, copy=False)
+            out = reduced(elementwise(operator.mul, x, share), "sum", dims).astype(x.dtype, copy=False)
         self.save(share)
         return out
 
@@ -162,8 +163,9 @@ class LogSoftmax(Function):
 
     def forward(self, x: Any, *, dim: int) -> Any:
         xp = array_module(x)
-        shifted = x - x.max(axis=dim, keepdims=True)  # the largest exponent is 0: no overflow
-        out = shifted - xp.log(xp.exp(shifted).sum(axis=dim, keepdims=True))
+        shifted = elementwise(operator.sub, x, reduced(x, "max", (dim,)))  # the largest exponent is 0: no overflow
+        total = reduced(elementwise(xp.exp, shifted), "sum", (dim,))
+        out = elementwise(operator.sub, shifted, elementwise(xp.log, total))
         self.save(out)
         return out
 
@@ -191,7 +193,7 @@ def logsumexp(x: Any, dim: Dim, keepdim: bool = False) -> Any:
     dims, kept, dropped = _reduced(x, dim, "logsumexp")
     _floats("logsumexp", x)
     _not_empty("logsumexp", x, dim, dims)
-    xp, top = array_module(raw(x)), raw(x).max(axis=dims, keepdims=True)
+    xp, top = array_module(raw(x)), reduced(raw(x), "max", dims)
     top = xp.where(xp.isfinite(top), top, 0.0)  # inf - inf would be nan where all, or one, is infinite
     out = log(sum(exp(sub(x, top)), dim, keepdim=True))
     return reshape(out + top, kept if keepdim else dropped)

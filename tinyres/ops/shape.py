@@ -11,7 +11,7 @@ import numpy as np
 
 from tinyres.kernels import layout
 from tinyres.kernels.layout import array_module
-from tinyres.operands import alike, check_tensors, whole_numbers
+from tinyres.operands import alike, check_devices, check_tensors, whole_numbers
 from tinyres.ops.elementwise import raw
 from tinyres.tensor import Function, Tensor
 
@@ -54,6 +54,8 @@ class GetItem(Function):
     def forward(self, x: Any, *, index: Any) -> Any:
         self.input_shape = x.shape
         try:
+            if x.ndim == 4 and getattr(index, "ndim", 0) == 1:  # images picked from a batch: whole runs of memory
+                return layout.nchw(x.transpose(0, 2, 3, 1)[index])
             return x[index]
         except IndexError as error:
             raise IndexError(f"getitem: shape {x.shape}: {error}; index with integers in range, slices, None, or masks "
@@ -85,7 +87,7 @@ class Gather(Function):
 
     def forward(self, x: Any, *, dim: int, index: Any) -> Any:
         self.input_shape = x.shape
-        return array_module(x).take_along_axis(x, index, axis=dim)
+        return layout.along(array_module(x).take_along_axis, dim, x, index)
 
     def backward(self, grad: Any) -> Any:
         return Scatter.apply(grad, shape=self.input_shape, **self.params)
@@ -99,7 +101,7 @@ class Scatter(Function):
     def forward(self, values: Any, *, dim: int, index: Any, shape: tuple[int, ...]) -> Any:
         xp = array_module(values)
         out = _zeros(values, shape)
-        place = list(xp.ogrid[tuple(slice(n) for n in index.shape)])
+        place = [xp.arange(n).reshape((-1,) + (1,) * (index.ndim - i - 1)) for i, n in enumerate(index.shape)]
         place[dim] = index
         xp.add.at(out, tuple(place), values)
         return out
@@ -132,7 +134,7 @@ class Concat(Function):
         if xs[0].ndim != 4:
             return xp.concatenate(arrays, axis=dim)
         joined = xp.concatenate([a.transpose(0, 2, 3, 1) for a in arrays], axis=(0, 3, 1, 2)[dim])
-        return layout.channels_last(layout.nchw(joined))
+        return layout.channels_last(layout.nchw(joined))  # NumPy's may be in the order of the parts
 
     def backward(self, grad: Any) -> Any:
         lead = (slice(None),) * self.params["dim"]
@@ -237,9 +239,27 @@ def channels_last(x: Any) -> Any:
 
 
 def getitem(x: Any, index: Any) -> Any:
-    """x[index] with integers, slices, None, Ellipsis, integer arrays and boolean masks (NumPy's rules)."""
-    parts = tuple(raw(p) for p in index) if isinstance(index, tuple) else raw(index)
+    """x[index] with integers, slices, None, Ellipsis, integer arrays and boolean masks (NumPy's rules).
+
+    Index arrays move to x's device, if they are on the host. On a GPU a mask waits for it, as its length must be known,
+    and an index array that is out of range wraps round instead of raising IndexError, as in CuPy. Backward adds there
+    the gradients of what an array picks twice in no fixed order: such a run repeats up to rounding, not bit for bit.
+    """
+    parts = tuple(_index(x, p) for p in index) if isinstance(index, tuple) else _index(x, index)
     return GetItem.apply(x, index=parts)
+
+
+def _index(x: Any, part: Any) -> Any:
+    """One part of an index, on the device of x where it is an array."""
+    part = raw(part)
+    if not hasattr(part, "strides") or isinstance(part, np.generic):
+        return part
+    xp = array_module(raw(x))
+    if array_module(part) is not xp:
+        if xp is np:
+            check_devices("getitem", x, part)
+        return xp.asarray(part)
+    return part
 
 
 def put(values: Any, index: Any, shape: tuple[int, ...]) -> Any:
@@ -248,8 +268,12 @@ def put(values: Any, index: Any, shape: tuple[int, ...]) -> Any:
 
 
 def gather(x: Any, dim: int, index: Any) -> Any:
-    """The elements of x at `index` (integers, as many dimensions as x) along `dim`."""
+    """The elements of x at `index` (integers, as many dimensions as x) along `dim`.
+
+    Raises IndexError for an index out of range; on a GPU, where a look would wait for it, that wraps round.
+    """
     check_tensors("gather", input=x, index=index)
+    check_devices("gather", x, index)
     (dim,) = _dims("gather", (dim,), x.ndim)
     index = raw(index)
     if index.dtype.kind not in "iu":
@@ -262,7 +286,7 @@ def gather(x: Any, dim: int, index: Any) -> Any:
         raise ValueError(f"gather: index {index.shape} and input {tuple(x.shape)} differ in dim {beside[0]}; only dim "
                          f"{dim}, along which is gathered, may differ")
     length = x.shape[dim]
-    if index.size and not -length <= int(index.min()) <= int(index.max()) < length:
+    if array_module(index) is np and index.size and not -length <= int(index.min()) <= int(index.max()) < length:
         raise IndexError(f"gather: index holds {int(index.min())} to {int(index.max())}, but dim {dim} of the input "
                          f"{tuple(x.shape)} has the positions 0 to {length - 1}")
     return Gather.apply(x, dim=dim, index=index)
