@@ -19,7 +19,7 @@ FLOORS = [
     {"ops"},
     {"nn"},
     {"models"},
-    {"data", "optim", "optimizer", "schedules", "train", "checkpoint", "ema", "weights"},
+    {"data", "optim", "optimizer", "schedules", "train", "finite", "checkpoint", "ema", "weights"},
     {"analysis", "stepper"},
     {"cli", "teach", "__init__", "__main__"},  # the package itself is on top: only these may `import tinyres as tr`
 ]

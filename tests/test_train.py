@@ -10,8 +10,9 @@ import pytest
 
 from tinyres import checkpoint, data, kernels, models, nn, ops, optim, random
 from tinyres import train as loop
+from tinyres.finite import is_finite
 from tinyres.tensor import Tensor
-from tinyres.train import evaluate, freeze, is_finite, train, train_step
+from tinyres.train import evaluate, freeze, train, train_step
 
 TIMES = ("seconds", "images_per_second")
 

@@ -3,6 +3,10 @@
 The order of the samples, their augmentation and the rate of a step are functions of (seed, epoch, batch), so a run
 that goes on from a checkpoint does, bit for bit on the same number of threads, what it would have done. Its log is cut
 back to the checkpoint first.
+
+Model and data set live on one device. On a GPU the program runs ahead of the device, which is given its work in order
+and is still busy with it; only where a number is read does the program wait. So a step reads its three, loss, hits and
+whether all is finite, in one copy (see `_read`).
 """
 
 from __future__ import annotations
@@ -11,7 +15,6 @@ import contextlib
 import fnmatch
 import itertools
 import math
-import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -24,12 +27,13 @@ import numpy as np
 from tinyres import kernels, ops
 from tinyres.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from tinyres.data import Dataset, Loader
-from tinyres.debug import debug
 from tinyres.ema import ExponentialMovingAverage
 from tinyres.files import PathLike, WeightsError
+from tinyres.finite import first_bad_op, read
 from tinyres.interrupt import Interruption
 from tinyres.kernels import layout
 from tinyres.nn import Module
+from tinyres.ops.create import move
 from tinyres.optim import Optimizer, Schedule, clip_grad_norm_
 from tinyres.run_log import Log, Row, progress_bar
 from tinyres.state import no_grad
@@ -68,7 +72,9 @@ def train(model: Module, loader: Loader, optimizer: Optimizer, epochs: int | Non
     move), seconds, images_per_second, and with validation validation_loss and validation_accuracy. Accuracies are
     shares, 0 to 1.
 
-    With the fast kernels, whose threads fill the processors, BLAS has one meanwhile, and what it had afterwards.
+    With the fast kernels on the CPU, whose threads fill the processors, BLAS has one meanwhile, and what it had
+    afterwards. On a GPU the seconds are right although it works on its own: every step waits for the loss, and what is
+    left then of the last one, the optimizer's update, is done before the checkpoint is written.
 
     Raises FloatingPointError that names the op when the loss or a gradient becomes NaN or infinite, OSError when the
     disk is full, KeyboardInterrupt on Ctrl-C or SIGTERM after the step under way; the checkpoint is whole each time.
@@ -89,7 +95,7 @@ def train(model: Module, loader: Loader, optimizer: Optimizer, epochs: int | Non
     full = loader.batch_size if loader.drop_last else len(loader.dataset) / len(loader)
     bar = progress_bar(round(total * full), round((at.step - at.batch) * full) + at.images, show_progress)
     asked = Interruption()
-    with bar, asked, _one_blas_thread(), warnings.catch_warnings():
+    with bar, asked, _one_blas_thread(loader.dataset), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* encountered in", RuntimeWarning)  # NumPy's: a step names the op instead
         while at.step < total:
             model.train()
@@ -157,7 +163,8 @@ def _begin(model: Module, loader: Loader, optimizer: Optimizer, schedule: Schedu
     try:
         at, rows = Progress(**saved["at"]), [dict(row) for row in saved["log"]]
         kinds = [type(value) for value in astuple(Progress())]
-        if [type(value) for value in astuple(at)] != kinds or min(astuple(at)) < 0 or at.batch >= len(loader):
+        wrong = [type(value) for value in astuple(at)] != kinds or min(astuple(at)) < 0
+        if wrong or at.batch >= len(loader) or max(at.step, at.epoch) >= 2**63:
             raise TypeError(f"{at}, of {len(loader)} batches an epoch")
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"train: the checkpoint in {out} does not say where the run is: {error!r}") from error
@@ -175,22 +182,22 @@ def _writing(out: PathLike | None) -> Iterator[None]:
                       "then go on by resuming") from error
 
 
-def _one_blas_thread() -> contextlib.AbstractContextManager[Any]:
-    """With the fast kernels; the others have no threads but those of BLAS."""
-    if kernels.current() != "fast":
+def _one_blas_thread(dataset: Dataset) -> contextlib.AbstractContextManager[Any]:
+    """With the fast kernels on the CPU; the others have no threads but those of BLAS."""
+    if kernels.current() != "fast" or dataset.device != "cpu":
         return contextlib.nullcontext()
     from tinyres.kernels.cpu.threads import one_blas_thread  # only now: it costs the import of Numba
 
     return one_blas_thread()
 
 
-def train_step(model: Module, optimizer: Optimizer, x: np.ndarray, y: np.ndarray, label_smoothing: float = 0.0,
+def train_step(model: Module, optimizer: Optimizer, x: Any, y: Any, label_smoothing: float = 0.0,
                place: str = "this step", clip_norm: float | None = None, accumulate: int = 1) -> tuple[float, int]:
     """One step of gradient descent on a batch; returns its mean loss and how many it had right before the step.
 
-    x: (B, C, H, W); y: (B,) labels or (B, K) probabilities. accumulate: the batch is run in so many parts whose
-    gradients are added up, in the memory of one part; only batch norm sees the difference. clip_norm: gradients are
-    scaled down to this joint norm if theirs is larger.
+    x: (B, C, H, W) where the model lives; y: (B,) labels or (B, K) probabilities. accumulate: the batch is run in so
+    many parts whose gradients are added up, in the memory of one part; only batch norm sees the difference. clip_norm:
+    gradients are scaled down to this joint norm if theirs is larger.
 
     Raises FloatingPointError, before the weights change, if the loss or a gradient is NaN or infinite; ValueError for
     more parts than images.
@@ -198,18 +205,20 @@ def train_step(model: Module, optimizer: Optimizer, x: np.ndarray, y: np.ndarray
     if not 1 <= accumulate <= len(x):
         raise ValueError(f"train_step: accumulate is {accumulate}, expected 1 to {len(x)}, the images of a batch")
     optimizer.zero_grad()
-    value, correct = 0.0, 0
-    for x_part, y_part in zip(np.array_split(x, accumulate), np.array_split(y, accumulate), strict=True):
+    losses, hits = [], []
+    for part in _parts(len(x), accumulate):
+        x_part, y_part = x[part], y[part]
         logits = model(Tensor(x_part))
         loss = ops.cross_entropy(logits, y_part, label_smoothing)
         if accumulate > 1:
             loss = loss * (len(x_part) / len(x))
         loss.backward()
-        value += loss.item()
+        losses.append(loss.data)
         labels = y_part if y_part.ndim == 1 else y_part.argmax(1)
-        correct += int((logits.data.argmax(1) == layout.array_module(logits.data).asarray(labels)).sum())
+        hits.append((logits.data.argmax(1) == layout.array_module(logits.data).asarray(labels)).sum())
     grads = [p.grad.data for p in optimizer.parameters() if p.grad is not None]
-    if not math.isfinite(value) or not all(is_finite(grad) for grad in grads):
+    value, correct, finite = read(losses, hits, grads)
+    if not math.isfinite(value) or not finite:
         what = f"the loss is {value}" if not math.isfinite(value) else "a gradient is not finite"
         rate = optimizer.param_groups[0]["lr"]
         raise FloatingPointError(f"train: {what} in {place}: {first_bad_op(model, x, y, label_smoothing)}. The weights "
@@ -220,35 +229,11 @@ def train_step(model: Module, optimizer: Optimizer, x: np.ndarray, y: np.ndarray
     return value, correct
 
 
-def is_finite(array: Any) -> bool:
-    """Whether an array has neither NaN nor Inf.
-
-    A sum of squares tells in one fast pass; every element is looked at only if that is not finite, which large finite
-    numbers may bring about too.
-    """
-    flat = array.ravel(order="K")
-    return bool(np.isfinite(float(flat @ flat))) or bool(layout.array_module(array).isfinite(array).all())
-
-
-def first_bad_op(model: Module, x: np.ndarray, y: np.ndarray, label_smoothing: float) -> str:
-    """Repeat a step under debug(); what it says of the op that made the first NaN or Inf, and the layer it ran in."""
-    if not is_finite(x):
-        return "the batch's images hold NaN or Inf: clean the data"
-    entered = [""]
-    handles = [module.register_forward_pre_hook(lambda module, args, name=name: entered.append(name))
-               for name, module in model.named_modules()]
-    try:
-        with debug():
-            loss = ops.cross_entropy(model(Tensor(x)), y, label_smoothing)
-            entered = [""]
-            loss.backward()
-    except FloatingPointError as error:
-        message = re.sub(r" \(called at .*:\d+\)", "", str(error))  # the line that called train(): no news
-        return message + (f", in {entered[-1]}" if entered[-1] else "")
-    finally:
-        for handle in handles:
-            handle.remove()
-    return "a repetition of the step did not show it again"
+def _parts(count: int, parts: int) -> Iterator[slice]:
+    """`count` samples cut into so many parts, the first of which may have one sample more."""
+    each, more = divmod(count, parts)
+    starts = [part * each + min(part, more) for part in range(parts + 1)]
+    return itertools.starmap(slice, itertools.pairwise(starts))
 
 
 def freeze(model: Module, pattern: str) -> list[str]:
@@ -283,17 +268,20 @@ class Evaluation:
 
 
 def evaluate(model: Module, dataset: Dataset, batch: int = EVALUATION_BATCH, show_progress: bool = False) -> Evaluation:
-    """Read a data set in eval mode, without augmentation; the model's training mode is put back after it."""
+    """Read a data set in eval mode, without augmentation; the model's training mode is put back after it.
+
+    Model and data set live on one device; what is returned is on the host.
+    """
     loader = Loader(dataset, batch)
     training, logits, loss = model.training, [], 0.0
     model.eval()
-    with no_grad(), _one_blas_thread(), progress_bar(len(dataset), 0, show_progress) as bar:
+    with no_grad(), _one_blas_thread(dataset), progress_bar(len(dataset), 0, show_progress) as bar:
         for x, y in loader.epoch(0):
             found = model(Tensor(x))
-            loss += ops.cross_entropy(found, y, reduction="none").numpy().sum(dtype=np.float64)
-            logits.append(found.numpy())
+            loss += ops.cross_entropy(found, y, reduction="none").data.sum(dtype=np.float64)
+            logits.append(found.data)
             bar.update(len(y))
     model.train(training)
-    everything = np.concatenate(logits)
-    correct = int((everything.argmax(1) == dataset.labels).sum())
+    everything = move(layout.array_module(logits[0]).concatenate(logits), "cpu")
+    correct = int((everything.argmax(1) == move(dataset.labels, "cpu")).sum())
     return Evaluation(correct / len(dataset), correct, len(dataset), float(loss) / len(dataset), everything)

@@ -33,6 +33,7 @@ def evaluate_weights(
     fold: Annotated[bool, typer.Option("--fold", help="Fold each batch norm into the convolution in front of it: "
                                        "faster, the logits equal up to rounding.")] = False,
     kernels: setup.Kernels = "fast",
+    device: setup.Device = "cpu",
     json: setup.Json = False,
     quiet: setup.Quiet = False,
 ) -> None:
@@ -49,6 +50,7 @@ def evaluate_weights(
 
     began = time.perf_counter()
     setup.use_kernels(kernels)
+    setup.use_device(device)
     source = read(weights)
     data = data or source.config.get("data")
     if data is None:
@@ -70,10 +72,10 @@ def evaluate_weights(
         network = fold_batch_norm(network, images.take([0])[0])
     folded = sum(isinstance(layer, FoldedConv2d) for layer in network.modules())
     setup.say(f"{name} from {weights} on {len(dataset):,} images of {data} ({split}); input normalised by {origin}: "
-              f"mean {_numbers(mean)}, std {_numbers(std)}; kernels {kernels}"
+              f"mean {_numbers(mean)}, std {_numbers(std)}; kernels {kernels}, device {device}"
               + (f"; {folded} batch norms folded" if fold else ""), quiet)
     with setup.telling_of_compilation(quiet or json):
-        found = evaluate(network, images, batch, show_progress=not quiet)
+        found = evaluate(network.to(device), images.to(device), batch, show_progress=not quiet)
     if logits is not None:
         content = io.BytesIO()
         np.save(content, found.logits, allow_pickle=False)

@@ -14,6 +14,7 @@ from typing import Any
 
 import typer
 
+from tinyres.analysis.gpu import ask, load_driver
 from tinyres.analysis.machine import cpu_name
 from tinyres.analysis.runs import CONFIG
 from tinyres.cli import recipes, setup
@@ -22,8 +23,8 @@ SEVERAL = "seeds.json"  # in a folder whose sub-folders are the runs of several 
 # What config.json must hold.
 KINDS: dict[str, Any] = {
     **typing.get_type_hints(recipes.Recipe), "data": str, "data_dir": str | None, "image_size": int | None,
-    "recipe": str, "option": str | None, "freeze": list, "seed": int, "kernels": str, "tensorboard": bool,
-    "network": dict, "normalisation": dict, "threads": int, "provenance": dict,
+    "recipe": str, "option": str | None, "freeze": list, "seed": int, "kernels": str, "device": str,
+    "tensorboard": bool, "network": dict, "normalisation": dict, "threads": int, "provenance": dict,
 }
 
 
@@ -52,6 +53,9 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 
 def _checked(found: dict[str, Any], path: Path, kinds: dict[str, Any]) -> dict[str, Any]:
+    options = found.get("config") if "seeds" in kinds else found
+    if isinstance(options, dict):
+        options.setdefault("device", "cpu")  # of a run that began when there was no other
     missing = [key for key in kinds if key not in found]
     wrong = [key for key, kind in kinds.items() if key in found and not isinstance(found[key], kind)
              and not (kind in (float, float | None) and type(found[key]) is int)]
@@ -93,23 +97,32 @@ def provenance(dataset: Any) -> dict[str, Any]:
     """When, by which command, on what machine and from which source a run began, and on which data."""
     import platform
 
+    gpu = gpu_names() if dataset.device == "cuda" else []
     return {
         "began": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "platform": platform.platform(),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
+        "gpu": gpu[0] if gpu else None,
         "source_sha256": source_digest(),
         "data_sha256": data_digest(dataset),
     }
 
 
+def gpu_names() -> list[str]:
+    """The devices that the driver shows this process, the first of which is used."""
+    library = load_driver()
+    return [] if library is None else [name for name, _, _ in ask(library).devices]
+
+
 def source_digest() -> str:
-    """SHA-256 over the package's own Python files, which names its version more surely than a number does."""
+    """SHA-256 over the package's Python and CUDA files, which names its version more surely than a number does."""
     import tinyres
 
     digest, root = hashlib.sha256(), Path(tinyres.__file__).parent
-    files = {*root.rglob("*.py"), *(root / "kernels").rglob("*.py")}  # a symlink in a checkout, so not followed above
+    below = (root, root / "kernels")  # a symlink in a checkout, so not followed from above
+    files = {path for folder in below for ending in ("py", "cu", "cuh") for path in folder.rglob(f"*.{ending}")}
     for path in sorted(files):
         digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()
@@ -117,6 +130,7 @@ def source_digest() -> str:
 
 def data_digest(dataset: Any) -> str:
     """SHA-256 over a data set's images (channels-last) and labels, as they are stored."""
+    dataset = dataset.to("cpu")
     digest = hashlib.sha256(repr((dataset.images.shape, str(dataset.images.dtype))).encode())
     digest.update(memoryview(dataset.images.transpose(0, 2, 3, 1)).cast("B"))
     digest.update(memoryview(dataset.labels).cast("B"))
@@ -130,7 +144,7 @@ def check_provenance(config: dict[str, Any], dataset: Any, quiet: bool) -> None:
         raise ValueError(f"train: the images or labels of {config['data']} are not those that the run began with "
                          f"(SHA-256 {began['data_sha256'][:12]}..., now {data_digest(dataset)[:12]}...): bring the old "
                          "ones back, or train anew")
-    if config["threads"] != threads:
+    if config["threads"] != threads and config["device"] == "cpu":
         setup.say(f"this run began with {config['threads']} threads and goes on with {threads}: the last bits will "
                   "differ from an unbroken run's", quiet)
     if began["source_sha256"] != source_digest():

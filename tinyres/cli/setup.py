@@ -42,7 +42,9 @@ def _number_parser(kind: Callable[[str], Any], words: str, least: float, most: f
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no text on stderr.")]
-Kernels = Annotated[str, typer.Option(help="Who computes: fast (Numba), im2col, reference or loops.")]
+Kernels = Annotated[str, typer.Option(help="Who computes: fast (Numba; on cuda CUDA kernels), im2col, reference, loops "
+                                           "or emulator (the CUDA kernels on the processor, slowly).")]
+Device = Annotated[str, typer.Option(help="Where: cpu, or cuda, an NVIDIA GPU through CuPy.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder or archive of CIFAR or Fashion-MNIST. Default: "
                                              "$TINYRES_DATA, else what `tinyres data fetch` fetched.")]
 ShortcutOption = Annotated[str | None, typer.Option(help="Shortcuts that change shape: A pads with zeros, B projects "
@@ -64,6 +66,14 @@ def use_kernels(name: str) -> None:
 
     with option("--kernels"):
         kernels.use_kernels(name)
+
+
+def use_device(name: str) -> None:
+    """Raise the error for a device that does not exist, or RuntimeError where CuPy or a GPU is missing."""
+    from tinyres.ops.create import device
+
+    with option("--device"):
+        device(name)
 
 
 ImageSize = Annotated[int | None, whole("Scale the images of a folder of your own to so many pixels a side.")]
@@ -145,7 +155,7 @@ def build(name: str, options: dict[str, Any]) -> Any:
         return models.build(name, **options)
 
 
-def versions() -> dict[str, str]:
+def versions(device: str = "cpu") -> dict[str, str]:
     """What a run was made with."""
     import platform
     from importlib.metadata import PackageNotFoundError, version
@@ -155,7 +165,7 @@ def versions() -> dict[str, str]:
     import tinyres
 
     found = {"tinyres": tinyres.__version__, "python": platform.python_version(), "numpy": np.__version__}
-    for name in ("numba", "safetensors"):
+    for name in ("numba", "safetensors", *(("cupy", "cupy-cuda12x", "cupy-cuda13x") if device == "cuda" else ())):
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found

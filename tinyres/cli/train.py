@@ -74,6 +74,7 @@ def train_network(
     checkpoint_every: Annotated[int, setup.whole("Save also after so many batches; 0: after epochs only.", 0)] = 0,
     tensorboard: TensorBoard = False,
     kernels: setup.Kernels = "fast",
+    device: setup.Device = "cpu",
     json: setup.Json = False,
     quiet: setup.Quiet = False,
 ) -> None:
@@ -84,7 +85,7 @@ def train_network(
     is the last epoch's, as a share from 0 to 1.
 
     Ctrl-C saves and stops. After that, or after the process was killed, --resume FOLDER goes on; on the same number of
-    threads the end is bit for bit that of an unbroken run.
+    threads the end is bit for bit that of an unbroken run. With --device it goes on elsewhere, and differs in rounding.
     """
     if resume is not None:
         return _resume(resume, context)
@@ -95,7 +96,7 @@ def train_network(
         chosen = chosen if batch is not None else recipes.fit_batch(chosen, images)
     config = {"data": setup.absolute_data(data), "data_dir": None if data_dir is None else str(data_dir.absolute()),
               "image_size": image_size, "recipe": name, **asdict(chosen), "option": option,
-              "freeze": freeze or [], "seed": seed, "kernels": kernels, "tensorboard": tensorboard}
+              "freeze": freeze or [], "seed": seed, "kernels": kernels, "device": device, "tensorboard": tensorboard}
     base = f"{Path(data).stem}-{chosen.model}-seed"
     if seeds == 1:
         folder = folders.fresh(out, f"{base}{seed}")
@@ -108,7 +109,7 @@ def train_network(
 def _resume(folder: Path, context: typer.Context) -> None:
     """Go on with a folder's run or runs; options other than those about how to go on are refused."""
     given = context.params
-    free = {"resume", "json", "quiet", "checkpoint_every", "data_dir"}
+    free = {"resume", "json", "quiet", "checkpoint_every", "data_dir", "device"}
     others = [name for name in given if name not in free and _given(context, name)]
     if others:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in others)
@@ -117,6 +118,12 @@ def _resume(folder: Path, context: typer.Context) -> None:
     config = found["config"] if "seeds" in found else found
     if given["data_dir"] is not None:
         config["data_dir"] = str(given["data_dir"].absolute())
+    began_on = config["device"]
+    if _given(context, "device"):
+        config["device"] = given["device"]
+    if config["device"] != began_on:
+        setup.say(f"this run began on {began_on} and goes on on {config['device']}: the last bits will differ from an "
+                  "unbroken run's", given["quiet"])
     if "seeds" in found:
         return _several(found, folder, given["checkpoint_every"], given["quiet"], given["json"])
     result = run(config, folder, given["checkpoint_every"], given["quiet"], given["json"])
@@ -152,6 +159,7 @@ def prepare(config: dict[str, Any]) -> Job:
     from tinyres.train import freeze
 
     setup.use_kernels(config["kernels"])
+    setup.use_device(config["device"])
     if config["tensorboard"]:
         setup.need("tensorboardX", "tensorboard", "--tensorboard")
     random.manual_seed(config["seed"])
@@ -165,9 +173,12 @@ def prepare(config: dict[str, Any]) -> Job:
     for pattern in config["freeze"]:
         with setup.option("--freeze"):
             freeze(model, pattern)
+    model.to(config["device"])
     transforms = data.augment.standard(training) if config["augment"] else ()
     with setup.option("--batch"):
-        loader = data.Loader(training, config["batch"], True, config["seed"], transforms, True, config["mixup"])
+        loader = data.Loader(training.to(config["device"]), config["batch"], True, config["seed"], transforms, True,
+                             config["mixup"])
+    validation = [images.to(config["device"]) for images in validation]
     optimizer, schedule = recipes.optimizer_and_schedule(model, config, len(loader))
     average = ExponentialMovingAverage(model, config["ema"]) if config["ema"] else None
     return Job(model, options, loader, optimizer, schedule, average, validation[0] if validation else None, test)
@@ -202,7 +213,7 @@ def run(config: dict[str, Any], folder: Path, checkpoint_every: int, quiet: bool
         except KeyboardInterrupt:
             setup.say(f"interrupted; go on with: tinyres train --resume {folder}")
             raise typer.Exit(130) from None
-        found = evaluate(job.model if job.average is None else job.average.model, job.test)
+        found = evaluate(job.model if job.average is None else job.average.model, job.test.to(config["device"]))
         _draw(rows, found, job.test, config, folder)
         result = {"accuracy": found.accuracy, "correct": found.correct, "n": found.n, "loss": found.loss,
                   "seed": config["seed"], "epochs": rows[-1]["epoch"], "iterations": rows[-1]["iterations"],
@@ -215,7 +226,7 @@ def run(config: dict[str, Any], folder: Path, checkpoint_every: int, quiet: bool
 def _facts(job: Job) -> dict[str, Any]:
     """What a run's config.json says besides the options."""
     training = job.loader.dataset
-    return {"network": job.options, "threads": setup.threads(), "versions": setup.versions(),
+    return {"network": job.options, "threads": setup.threads(), "versions": setup.versions(training.device),
             "normalisation": {"mean": training.mean.tolist(), "std": training.std.tolist()},
             "provenance": folders.provenance(training)}
 
@@ -268,7 +279,8 @@ def _several(found: dict[str, Any], folder: Path, checkpoint_every: int, quiet: 
     for seed in found["seeds"]:
         one = folder / f"seed{seed}"
         config = setup.read_json(one / CONFIG) if (one / CONFIG).is_file() else found["config"]
-        results.append(run(config | {"seed": seed}, one, checkpoint_every, quiet, as_json))
+        config = config | {"seed": seed, "device": found["config"]["device"]}
+        results.append(run(config, one, checkpoint_every, quiet, as_json))
         setup.say(_sentence(results[-1]), quiet)
     accuracies = [result["accuracy"] for result in results]
     average, deviation = mean(accuracies), stdev(accuracies)
@@ -288,8 +300,11 @@ def _several(found: dict[str, Any], folder: Path, checkpoint_every: int, quiet: 
 def _introduction(job: Job, config: dict[str, Any], folder: Path) -> str:
     count, images = sum(p.data.size for p in job.model.parameters()), len(job.loader.dataset)
     return (f"{config['model']} ({count:,} parameters) on {images:,} images of {config['data']}; recipe "
-            f"{config['recipe']}, kernels {config['kernels']}, {setup.threads()} threads, seed {config['seed']}; "
-            f"{folder}")
+            f"{config['recipe']}, kernels {config['kernels']}, {_where(config)}, seed {config['seed']}; {folder}")
+
+
+def _where(config: dict[str, Any]) -> str:
+    return f"{setup.threads()} threads" if config["device"] == "cpu" else f"device {config['device']}"
 
 
 def _sentence(result: dict[str, Any]) -> str:

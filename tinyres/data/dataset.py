@@ -2,15 +2,22 @@
 
 Keeping CIFAR-10 as bytes costs 154 MB instead of 614 MB, and makes augmentation a copy of bytes. Images are logical
 (N, C, H, W) and lie channels-last in memory, the layout of every image in tinyres.
+
+`dataset.to("cuda")` has the images on the GPU, where batches are then made: over the bus goes nothing but the order of
+an epoch.
 """
 
+import copy
 import difflib
 import operator
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from tinyres.data import philox
+from tinyres.kernels.layout import array_module
+from tinyres.ops.create import device_of, move
 
 SPLITS = ("train", "test", "fit", "validation")
 CHUNK = 256  # images turned into float64 at a time: 6 MB of 32x32 RGB
@@ -25,10 +32,14 @@ class Dataset:
     mean, std: (C,) of the *training* images on the scale 0..1; None computes them from these images.
     scale: the value of a fully bright pixel, 255 for bytes; 16 for the digits.
 
-    The arrays are read-only, since several data sets may share them. Raises TypeError or ValueError, naming what it
-    got, for an empty set, wrong dtypes or dimensions, lengths that differ, labels out of range, a std that is not
-    positive, images with NaN or Inf.
+    Images and labels live on the CPU, where they are checked, until `to` moves them. The arrays are read-only, since
+    several data sets may share them (on the GPU, where arrays cannot be so, do not write into them). Raises TypeError
+    or ValueError, naming what it got, for an empty set, wrong dtypes or dimensions, lengths that differ, labels out of
+    range, a std that is not positive, images with NaN or Inf.
     """
+
+    images: Any
+    labels: Any
 
     def __init__(
         self,
@@ -51,13 +62,17 @@ class Dataset:
             raise ValueError(f"{name}: give both mean and std, or neither to compute them from these images")
         if mean is None or std is None:
             mean, std = channel_statistics(self.images, self.scale)
-        self.mean = _checked_channels(name, "mean", mean, self.images.shape[1])
-        self.std = _checked_channels(name, "std", std, self.images.shape[1])
+        self._set_statistics(mean, std)
+
+    def _set_statistics(self, mean: Sequence[float] | np.ndarray, std: Sequence[float] | np.ndarray) -> None:
+        self.mean = _checked_channels(self.name, "mean", mean, self.images.shape[1])
+        self.std = _checked_channels(self.name, "std", std, self.images.shape[1])
         if not (self.std > 0).all():
             raise ValueError(
-                f"{name}: std is {self.std.tolist()}, expected positive numbers: a channel that never changes cannot "
-                "be normalised; drop it, or give mean and std"
+                f"{self.name}: std is {self.std.tolist()}, expected positive numbers: a channel that never changes "
+                "cannot be normalised; drop it, or give mean and std"
             )
+        self._factors: dict[int, tuple[Any, Any]] = {}
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,34 +81,65 @@ class Dataset:
         shape = "x".join(str(size) for size in self.images.shape[1:])
         return f"Dataset({self.name}: {len(self):,} images {shape} {self.images.dtype}, {len(self.classes)} classes)"
 
-    def normalise(self, images: np.ndarray) -> np.ndarray:
-        """(N, C, H, W) stored values -> (images / scale - mean) / std, float32, channels-last.
+    @property
+    def device(self) -> str:
+        """Where images and labels live, "cpu" or "cuda"; mean and std are always NumPy's."""
+        return device_of(self.images)
+
+    def to(self, device: str) -> "Dataset":
+        """This data set with images and labels on "cpu" or "cuda", itself where they are there already.
+
+        Its batches are then made there, and are the same, bit for bit. Raises RuntimeError for "cuda" where CuPy or a
+        GPU is missing; ValueError for another name.
+        """
+        if device == self.device:
+            return self
+        return self._with(_read_only(move(self.images, device)), _read_only(move(self.labels, device)))
+
+    def _with(self, images: Any, labels: Any) -> "Dataset":
+        """Other images and labels, known to be in order, under this set's name and statistics."""
+        other = copy.copy(self)
+        other.images, other.labels, other._factors = images, labels, {}
+        return other
+
+    def factors(self, width: int = 1) -> tuple[Any, Any]:
+        """1/(scale std) and -mean/std, `width` times: by what a row of pixels is multiplied, and what is added then.
+
+        Two (width * C,) float32, where the images live.
+        """
+        if width not in self._factors:
+            pair = np.tile(1.0 / (self.scale * self.std), width), np.tile(-self.mean / self.std, width)
+            factor, offset = (move(values.astype(np.float32), self.device) for values in pair)
+            self._factors[width] = factor, offset
+        return self._factors[width]
+
+    def normalise(self, images: Any) -> Any:
+        """(N, C, H, W) stored values -> (images / scale - mean) / std, float32, channels-last; where this set lives.
 
         One multiplication and one addition a pixel, with the two factors repeated along a row of the image: NumPy's
         inner loop then has W*C steps instead of C, which is five times faster.
         """
         nhwc = images.transpose(0, 2, 3, 1)
         n, h, w, c = nhwc.shape
-        factor = np.tile(1.0 / (self.scale * self.std), w).astype(np.float32)
-        offset = np.tile(-self.mean / self.std, w).astype(np.float32)
+        factor, offset = self.factors(w)
         rows = nhwc.reshape(n, h, w * c).astype(np.float32)
         rows *= factor
         rows += offset
         return rows.reshape(n, h, w, c).transpose(0, 3, 1, 2)
 
-    def take(self, index: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def take(self, index: Sequence[int] | np.ndarray) -> tuple[Any, Any]:
         """The samples at `index` (B,): normalised float32 images (B, C, H, W) and int64 labels (B,)."""
-        index = _checked_index(self.name, index, len(self))
-        return self.normalise(self.stored(index)), self.labels[index]
+        found = move(_checked_index(self.name, index, len(self)), self.device)
+        return self.normalise(self.stored(found)), self.labels[found]
 
-    def stored(self, index: np.ndarray) -> np.ndarray:
-        """The images at `index` (B,) as they are stored, (B, C, H, W), channels-last.
+    def stored(self, index: Any) -> Any:
+        """The images at `index` (B,), an array where this set lives, as they are stored, (B, C, H, W), channels-last.
 
         Indexing `images` itself would not do: NumPy promises no memory order for an indexed transposed array.
         """
         return self.images.transpose(0, 2, 3, 1)[index].transpose(0, 3, 1, 2)
 
-    def batch(self, size: int = 64, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def batch(self, size: int = 64, seed: int = 0) -> tuple[Any, Any]:
         """A random batch without repetition: x (size, C, H, W) float32, channels-last, and y (size,) int64.
 
         The same seed always gives the same batch, the first one of a shuffled epoch 0; another seed gives another.
@@ -106,13 +152,16 @@ class Dataset:
 
     def subset(self, index: Sequence[int] | np.ndarray | range) -> "Dataset":
         """The samples at `index`, in that order, with this set's mean and std. Raises ValueError if out of range."""
-        index = _checked_index(self.name, index, len(self))
-        images, labels = self.stored(index), self.labels[index]
-        return Dataset(images, labels, self.classes, self.mean, self.std, self.scale, self.name)
+        found = move(_checked_index(self.name, index, len(self)), self.device)
+        if len(found) == 0:
+            raise ValueError(f"{self.name}.subset: the index is empty, expected one image at least")
+        return self._with(_read_only(self.stored(found)), _read_only(self.labels[found]))
 
     def with_normalisation(self, mean: Sequence[float] | np.ndarray, std: Sequence[float] | np.ndarray) -> "Dataset":
         """The same images, not copied, normalised by other statistics, as published weights may need."""
-        return Dataset(self.images, self.labels, self.classes, mean, std, self.scale, self.name)
+        other = self._with(self.images, self.labels)
+        other._set_statistics(mean, std)
+        return other
 
 
 def channel_statistics(images: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
@@ -172,7 +221,10 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def _read_only(array: np.ndarray) -> np.ndarray:
+def _read_only(array: Any) -> Any:
+    """A view that cannot be written into; on the GPU, where there is no such thing, the array itself."""
+    if array_module(array) is not np:
+        return array
     view = array.view()
     view.flags.writeable = False
     return view
@@ -216,8 +268,8 @@ def _checked_channels(name: str, what: str, values: Sequence[float] | np.ndarray
     return _read_only(array)
 
 
-def _checked_index(name: str, index: Sequence[int] | np.ndarray | range, count: int) -> np.ndarray:
-    array = np.asarray(index)
+def _checked_index(name: str, index: Any, count: int) -> np.ndarray:
+    array = np.asarray(index if array_module(index) is np else move(index, "cpu"))
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
         raise TypeError(f"{name}: index is {array.dtype} of shape {array.shape}, expected integers of shape (B,)")
     wrong = np.flatnonzero((array < 0) | (array >= count))

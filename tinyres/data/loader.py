@@ -3,23 +3,29 @@
 There is no thread that works ahead: a batch of 128 costs about 0.3 ms, of a training step some 100, and threads would
 fight the kernels for the cores. There is no state either: batch b of epoch e is a function of (seed, e, b), so a run
 resumes where it was by asking for `epoch(e, start_batch=b)`.
+
+A data set on the GPU has its batches made there, by one launch each; only the order of an epoch is copied to it. They
+are the batches that the CPU would have made, bit for bit.
 """
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
+from tinyres import kernels
 from tinyres.data import philox
-from tinyres.data.augment import Transform
+from tinyres.data.augment import Transform, fused
 from tinyres.data.dataset import Dataset
 from tinyres.data.mixup import MOST_ALPHA, beta_weight, mix
+from tinyres.ops.create import move
 
-Batch = tuple[np.ndarray, np.ndarray]
+Batch = tuple[Any, Any]
 
 
 class Loader:
-    """Cuts a Dataset into batches: x (B, C, H, W) float32, normalised, channels-last, and y (B,) int64.
+    """Cuts a Dataset into batches: x (B, C, H, W) float32, normalised, channels-last, and y (B,) int64, where it lives.
 
     shuffle: a new order every epoch (training); False keeps the data set's order (evaluation).
     augment: transforms applied in turn to the stored images; `augment.standard(dataset.name)` is the usual choice.
@@ -78,24 +84,44 @@ class Loader:
             raise ValueError(f"Loader.epoch: start_batch is {start_batch}, expected 0 to {len(self)}")
         count = len(self.dataset)
         order = philox.permutation(self.seed, epoch, count) if self.shuffle else np.arange(count)
-        draws = [philox.words(self.seed, epoch, 1 + k, count) for k in range(len(self.augment))]
         weights = partners = np.empty(0, np.uint64)
         if self.mixup > 0:
             weights = philox.words(self.seed, epoch, philox.MIXUP_WEIGHT, len(self))
-            partners = philox.words(self.seed, epoch, philox.MIXUP_PARTNER, count)
-        return self._batches(order, draws, weights, partners, start_batch)
+            partners = self._partners(philox.words(self.seed, epoch, philox.MIXUP_PARTNER, count)[order])
+        return self._batches(order, partners, weights, self._images(epoch), start_batch)
 
-    def _batches(
-        self, order: np.ndarray, draws: list[np.ndarray], weights: np.ndarray, partners: np.ndarray, start_batch: int
-    ) -> Iterator[Batch]:
-        for number in range(start_batch, len(self)):
-            index = order[number * self.batch_size : (number + 1) * self.batch_size]
-            images = self.dataset.stored(index)
+    def _partners(self, words: np.ndarray) -> np.ndarray:
+        """With whom each sample of an epoch is mixed, a number in its batch: the batch sorted by its words."""
+        cuts = range(0, len(words), self.batch_size)
+        return np.concatenate([np.argsort(words[cut : cut + self.batch_size], kind="stable") for cut in cuts])
+
+    def _images(self, epoch: int) -> Callable[[Any], Any]:
+        """The function that makes the images of a batch from its index, an array where the data set lives."""
+        data, key = self.dataset, philox.checked_key(self.seed, epoch)
+        options = fused(self.augment, data.images.shape[1], data.images.dtype) if data.device == "cuda" else None
+        if options is not None:
+            if "cutout" in options:
+                stream, size, fill = options["cutout"]
+                options["cutout"] = stream, size, move(fill, data.device)
+            return lambda index: kernels.augment(data.images, index, *data.factors(), key, **options)
+        draws = [move(philox.words(*key, 1 + k, len(data)), data.device) for k in range(len(self.augment))]
+
+        def by_transforms(index: Any) -> Any:
+            images = data.stored(index)
             for transform, words in zip(self.augment, draws, strict=True):
                 images = transform(images, words[index])
-            x, y = self.dataset.normalise(images), self.dataset.labels[index]
+            return data.normalise(images)
+
+        return by_transforms
+
+    def _batches(self, order: np.ndarray, partners: np.ndarray, weights: np.ndarray, images: Callable[[Any], Any],
+                 start_batch: int) -> Iterator[Batch]:
+        order, partners = (move(array, self.dataset.device) for array in (order, partners))
+        for number in range(start_batch, len(self)):
+            places = slice(number * self.batch_size, (number + 1) * self.batch_size)
+            index = order[places]
+            x, y = images(index), self.dataset.labels[index]
             if self.mixup > 0:
-                partner = np.argsort(partners[index], kind="stable")
                 weight = beta_weight(int(weights[number]), self.mixup)
-                x, y = mix(x, y, len(self.dataset.classes), partner, weight)
+                x, y = mix(x, y, len(self.dataset.classes), partners[places], weight)
             yield x, y

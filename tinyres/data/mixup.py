@@ -10,8 +10,11 @@ takes a fixed number of words, and a batch needs no other batch to have been dra
 """
 
 import math
+from typing import Any
 
 import numpy as np
+
+from tinyres.kernels.layout import array_module
 
 MOST_ALPHA = 1_000.0  # more would be plain averages: 1/2 to within a hundredth
 BITS = 24  # a float32 holds both k / 2^24 and 1 - k / 2^24 exactly, so that targets sum to exactly 1
@@ -54,18 +57,16 @@ def beta_distribution(x: float, alpha: float) -> float:
     return math.exp(alpha * (math.log(x) + math.log1p(-x)) - log_beta) / alpha * total
 
 
-def mix(images: np.ndarray, labels: np.ndarray, classes: int, partner: np.ndarray,
-        weight: float) -> tuple[np.ndarray, np.ndarray]:
+def mix(images: Any, labels: Any, classes: int, partner: Any, weight: float) -> tuple[Any, Any]:
     """Mix each sample with its partner, an index (B,) into the batch; the sample counts `weight`, the partner the rest.
 
-    images: (B, C, H, W) float32, channels-last; labels: (B,) integers. Returns images of the same form, and targets
-    (B, classes) float32 whose rows sum to 1.
+    images: (B, C, H, W) float32, channels-last; labels: (B,) integers; all on one device. Returns images of the same
+    form, and targets (B, classes) float32 whose rows sum to 1.
     """
+    xp = array_module(images)
     nhwc = images.transpose(0, 2, 3, 1)
     share, rest = np.float32(weight), np.float32(1 - weight)
     mixed = nhwc * share + nhwc[partner] * rest
-    targets = np.zeros((len(labels), classes), np.float32)
-    rows = np.arange(len(labels))
-    targets[rows, labels] = share
-    targets[rows, labels[partner]] += rest
+    one_hot = labels[:, None] == xp.arange(classes)
+    targets = one_hot * share + one_hot[partner] * rest
     return mixed.transpose(0, 3, 1, 2), targets
