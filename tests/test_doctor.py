@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,14 +14,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from tinyres.analysis import blas, doctor, gpu, machine
+from tinyres.analysis import blas, compilers, doctor, gpu, machine
 from tinyres.analysis.finding import Finding, guarded
 from tinyres.analysis.gpu import Driver
 from tinyres.cli.main import app
+from tinyres.kernels.cuda import emulator
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ["Python", "tinyres", "processor", "threads", "memory", "NumPy", "BLAS", "product", "Numba", "kernel cache",
-         "GPU", "C++ compiler", "digits", "cifar10", "cifar100", "fashion", "data cache", "disk"]
+         "GPU", "C++ compiler", "emulator", "NVRTC", "digits", "cifar10", "cifar100", "fashion", "data cache", "disk"]
 
 
 @pytest.fixture
@@ -42,9 +44,15 @@ def test_this_machine_is_in_order(command):
     status, out = command("doctor")
     lines = [line for line in out.splitlines() if line[:8].strip() in ("ok", "note", "problem")]
     names = [line[9:24].strip() for line in lines]
-    assert status == 0 and [name for name in names if name in NAMES] == NAMES
+    elsewhere = {"emulator"} if not compiler_is_there() else set()  # what is not told on every machine
+    elsewhere |= {"NVRTC"} if sys.platform == "darwin" else set()
+    assert status == 0 and [name for name in names if name in NAMES] == [n for n in NAMES if n not in elsewhere]
     assert out.splitlines()[-1].startswith("everything that is needed works")
     assert "could not be looked at" not in out
+
+
+def compiler_is_there():
+    return any(shutil.which(name) for name in os.environ.get("CXX", "").split()[:1] or ("g++", "clang++"))
 
 
 def test_a_spoilt_environment_is_told_and_breaks_nothing(tmp_path):
@@ -64,6 +72,7 @@ def test_a_spoilt_environment_is_told_and_breaks_nothing(tmp_path):
     assert result["passed"] is False and result["problems"] == ["threads"]
     assert found["threads"]["fix"] == "unset TINYRES_NUM_THREADS"
     assert {"data", "data cache", "kernel cache", "C++ compiler"} <= set(result["notes"])
+    assert "emulator" not in found  # without a compiler there is no more to say
     if leave:
         assert "disk" in result["notes"] and "could not be looked at: FileNotFoundError" in found["disk"]["value"]
     assert "NUMBA_CACHE_DIR=/dev/null/x cannot be written" in found["kernel cache"]["value"]
@@ -483,18 +492,72 @@ def test_the_folder_of_compiled_kernels_is_judged(tmp_path):
 
 
 def test_a_missing_compiler_is_no_problem(monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor, "system_family", lambda: "Fedora")
+    monkeypatch.setattr(compilers, "system_family", lambda: "Fedora")
+    monkeypatch.setattr(compilers.platform, "machine", lambda: "x86_64")
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    found, = doctor.compiler()
-    assert (found.verdict, found.fix) == ("note", "sudo dnf install gcc-c++")
+    found, = compilers.cplusplus()
+    assert (found.verdict, found.fix) == ("note", "sudo dnf install gcc-c++") and "no g++ and no clang++" in found.value
     for status, verdict in ((0, "ok"), (3, "note")):
         (tmp_path / "g++").write_text(f"#!/bin/sh\necho 'g++ 14.2'\nexit {status}\n")
         (tmp_path / "g++").chmod(0o755)
-        found, = doctor.compiler()
+        found, *more = compilers.cplusplus()
         assert found.verdict == verdict and ("g++ 14.2, " in found.value) == (status == 0)
-    monkeypatch.setenv("CXX", "my++")
-    assert doctor.compiler()[0].value.startswith("no my++")
+        assert [finding.name for finding in more] == ["emulator"] * (status == 0)
+    (tmp_path / "g++").rename(tmp_path / "clang++")
+    assert compilers.cplusplus()[0].value.startswith(f"{tmp_path / 'clang++'} does not run (status 3); only the")
+    monkeypatch.setenv("CXX", "my++ -m32")
+    assert compilers.cplusplus()[0].value.startswith("no my++")
+
+
+def test_the_emulators_header_is_compiled(tmp_path, monkeypatch):
+    monkeypatch.setattr(compilers.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(compilers.platform, "machine", lambda: "aarch64")
+    works = tmp_path / "new++"
+    works.write_text("#!/bin/sh\ncase \"$*\" in *-std=c++17*emulator/cuda_host.h*) exit 0;; esac\nexit 1\n")
+    works.chmod(0o755)
+    found = compilers.emulator(str(works))
+    assert found.verdict == "ok" and 'use_kernels("emulator")' in found.value
+    old = tmp_path / "old++"
+    old.write_text("#!/bin/sh\nprintf 'In file included\\na.h:3: error: no such header <latch>\\n' >&2\nexit 1\n")
+    old.chmod(0o755)
+    found = compilers.emulator(str(old))
+    assert found.verdict == "note" and "a.h:3: error: no such header <latch>; it needs g++ 11" in found.value
+    old.write_text("#!/bin/sh\nexit 4\n")
+    assert compilers.try_header(str(old)) == "it ended with status 4"
+
+
+@pytest.mark.skipif(bool(emulator.missing()), reason=f"the header was not compiled: {emulator.missing()}")
+def test_a_compiler_that_the_emulator_takes_understands_its_header():
+    assert compilers.try_header(emulator.build.compiler()[0][0]) == ""
+
+
+@pytest.mark.parametrize("system, processor", [("Darwin", "x86_64"), ("Windows", "AMD64"), ("Linux", "ppc64le")])
+def test_the_emulator_is_for_two_processors_under_linux(monkeypatch, system, processor):
+    monkeypatch.setattr(compilers.platform, "system", lambda: system)
+    monkeypatch.setattr(compilers.platform, "machine", lambda: processor)
+    found = compilers.emulator("never run")
+    assert found.verdict == "note"
+    assert f"needs Linux on aarch64 or x86_64, this is {system} on {processor}" in found.value
+
+
+def test_nvrtc_is_told(monkeypatch):
+    from tinyres.kernels.cuda import compile_check
+
+    monkeypatch.setattr(compilers.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(compile_check, "version", lambda: "13.5")
+    found, = compilers.nvrtc()
+    assert (found.verdict, found.facts) == ("ok", {"version": "13.5"}) and found.value.startswith("13.5; ")
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    found, = compilers.nvrtc()
+    assert (found.verdict, found.fix) == ("note", 'pip install "tinyres[kernelcheck]"')
+    assert found.value.startswith("not installed; ")
+    broken = SimpleNamespace(nvrtcVersion=lambda: ctypes.CDLL("libnvrtc.so.13.is.not.there"))
+    monkeypatch.setitem(sys.modules, "cuda.bindings", SimpleNamespace(nvrtc=broken))
+    assert compilers.nvrtc()[0].value.startswith("cannot be loaded: ")
+    monkeypatch.setattr(compilers.platform, "system", lambda: "Darwin")
+    assert compilers.nvrtc() == []
 
 
 @pytest.mark.parametrize("release, family", [
@@ -503,10 +566,10 @@ def test_a_missing_compiler_is_no_problem(monkeypatch, tmp_path):
     ('ID="opensuse-leap"\n', "SUSE"), ("ID=arch", "Arch"), ("ID=alpine", "Alpine"), ("ID=other", ""), ("", ""),
 ])
 def test_the_system_decides_how_a_compiler_is_installed(monkeypatch, tmp_path, release, family):
-    monkeypatch.setattr(doctor.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(compilers.platform, "system", lambda: "Linux")
     (tmp_path / "os-release").write_text(release)
-    assert doctor.system_family(tmp_path / "os-release") == family
-    assert doctor.system_family(tmp_path / "nothing") == ""
+    assert compilers.system_family(tmp_path / "os-release") == family
+    assert compilers.system_family(tmp_path / "nothing") == ""
 
 
 # --- data -------------------------------------------------------------------------------------------------------------

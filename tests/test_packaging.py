@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+TEXTS = {".py", ".cu", ".cuh", ".h", ".cpp"}
 DATA = {"tinyres/py.typed", "tinyres/data/digits.npz", "tinyres/data/LICENSE-digits.txt"}
 
 
@@ -34,10 +35,12 @@ def wheel(tmp_path_factory) -> Path:
 
 
 def sources() -> set[str]:
-    """The modules as the wheel should name them: kernels/ is tinyres/kernels/."""
+    """The modules and the texts in C++ as the wheel should name them: kernels/ is tinyres/kernels/."""
     found = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tinyres").rglob("*.py")}
     found = {name for name in found if not name.startswith("tinyres/kernels/")}
-    return found | {f"tinyres/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "kernels").rglob("*.py")}
+    below = [path for path in (ROOT / "kernels").rglob("*") if path.suffix in TEXTS]
+    texts = {f"tinyres/{path.relative_to(ROOT).as_posix()}" for path in below}
+    return found | {name for name in texts if "/__pycache__/" not in name}
 
 
 def version() -> str:
@@ -53,6 +56,8 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel):
     assert not forgotten, f"not in the wheel, add their packages to pyproject.toml: {forgotten}"
     assert not unwanted, f"in the wheel, but not part of the package: {unwanted}"
     assert {"tinyres/kernels/__init__.py", "tinyres/cli/main.py", "tinyres/data/__init__.py"} <= names
+    assert {"tinyres/kernels/cuda/im2col.cu", "tinyres/kernels/cuda/emulator/cuda_host.h"} <= names
+    assert any(name.endswith(".cuh") for name in names)
 
 
 def test_the_wheel_installs_under_one_name_only(wheel):
@@ -70,7 +75,7 @@ def test_the_wheels_metadata(wheel):
         "numpy", "numba", "threadpoolctl", "safetensors", "tqdm", "pooch", "requests", "urllib3", "typer", "rich",
         "matplotlib",
     }  # fmt: skip
-    extras = {"cuda12", "cuda13", "onnx", "tensorboard", "docs", "teach", "dev"}
+    extras = {"cuda12", "cuda13", "kernelcheck", "gpu-lesson", "onnx", "tensorboard", "docs", "teach", "dev"}
     assert set(metadata.get_all("Provides-Extra")) == extras
     assert "torch" not in " ".join(metadata.get_all("Requires-Dist"))
     assert "tinyres = tinyres.cli.main:app" in archive.read(f"{info}/entry_points.txt").decode()
@@ -83,6 +88,8 @@ def test_the_unpacked_wheel_works_away_from_the_checkout(wheel, tmp_path):
     code = (
         "import tinyres, tinyres.kernels\n"
         "from tinyres import data\n"
+        "from tinyres.kernels.cuda import launch, manifest\n"
+        "assert all((launch.FOLDER / kernel.file).is_file() for kernel in manifest.KERNELS)\n"
         "print(tinyres.__file__, tinyres.kernels.__file__, data.digits('test').batch(8)[0].shape, sep='\\n')"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}

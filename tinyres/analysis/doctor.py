@@ -1,4 +1,4 @@
-"""What `tinyres doctor` looks at: the installation, here, and the machine, BLAS and the GPU in files of their own.
+"""What `tinyres doctor` looks at: the installation, here; the machine, BLAS, the GPU, compilers in files of their own.
 
 A probe is a function that returns findings. Each is guarded: one that fails tells so and the others go on.
 """
@@ -10,21 +10,14 @@ import importlib.metadata
 import os
 import platform
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from tinyres.analysis import blas, gpu, machine
+from tinyres.analysis import blas, compilers, gpu, machine
 from tinyres.analysis.finding import NOTE, PROBLEM, Finding, guarded
 
 PACKAGE = "tinyres"
-COMPILER = {"Debian": "sudo apt-get install g++", "Fedora": "sudo dnf install gcc-c++", "Arch": "sudo pacman -S gcc",
-            "Alpine": "sudo apk add g++", "SUSE": "sudo zypper install gcc-c++", "Darwin": "xcode-select --install",
-            "Windows": "winget install BrechtSanders.WinLibs.POSIX.UCRT"}
-FAMILIES = {"debian": "Debian", "ubuntu": "Debian", "fedora": "Fedora", "rhel": "Fedora", "centos": "Fedora",
-            "arch": "Arch", "alpine": "Alpine", "suse": "SUSE", "opensuse": "SUSE"}
 
 
 def examine() -> Iterator[Finding]:
@@ -154,32 +147,6 @@ def cache_finding(folder: Path | None, read: Sequence[Path], asked: str) -> Find
 # --- what else is of use ----------------------------------------------------------------------------------------------
 
 
-def compiler() -> list[Finding]:
-    """A C++ compiler, which only the emulator of CUDA kernels needs."""
-    name = os.environ.get("CXX") or "g++"
-    program = shutil.which(name)
-    if program is None:
-        return [Finding("C++ compiler", f"no {name}; only the emulator of CUDA kernels needs one", NOTE,
-                        COMPILER.get(system_family(), "install GCC"))]
-    done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10)
-    if done.returncode != 0:
-        return [Finding("C++ compiler", f"{program} does not run (status {done.returncode}); only the emulator of CUDA "
-                        "kernels needs one", NOTE, COMPILER.get(system_family(), "install GCC"))]
-    return [Finding("C++ compiler", f"{done.stdout.splitlines()[0]}, {program}")]
-
-
-def system_family(release: Path = Path("/etc/os-release")) -> str:
-    """By what packages are installed: the system's family, Debian, Fedora, ..., Darwin, Windows; "" if unknown."""
-    if platform.system() != "Linux":
-        return platform.system()
-    try:
-        lines = dict(line.partition("=")[::2] for line in release.read_text().splitlines())
-    except OSError:
-        return ""
-    names = " ".join(lines.get(key, "").strip('"') for key in ("ID", "ID_LIKE")).lower().replace("-", " ").split()
-    return next((FAMILIES[name] for name in names if name in FAMILIES), "")
-
-
 def digits() -> list[Finding]:
     """The embedded data set."""
     from tinyres import data
@@ -241,7 +208,8 @@ PROBES: tuple[tuple[str, Callable[[], list[Finding]]], ...] = (
     ("Numba", numba),
     ("kernel cache", kernel_cache),
     ("GPU", gpu.driver_and_cupy),
-    ("C++ compiler", compiler),
+    ("C++ compiler", compilers.cplusplus),
+    ("NVRTC", compilers.nvrtc),
     ("digits", digits),
     ("data", data_sets),
     ("data cache", data_cache),
