@@ -2,19 +2,35 @@
 
 import importlib
 import os
+import re
 import shlex
+from pathlib import Path
 
-import hypothesis
 import pytest
 
-# No deadline: the first call of a kernel compiles it. In CI the same examples each time, so that a failure repeats.
-hypothesis.settings.register_profile("here", deadline=None, max_examples=25)
-hypothesis.settings.register_profile("ci", deadline=None, max_examples=25, derandomize=True)
-# For --hypothesis-profile=...: a long search; and one that stops at the first failure, to show only that there is one.
-hypothesis.settings.register_profile("thorough", deadline=None, max_examples=500)
-hypothesis.settings.register_profile("mutation", deadline=None, max_examples=25, derandomize=True, database=None,
-                                     phases=[hypothesis.Phase.generate])
-hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
+try:
+    import hypothesis
+except ImportError:  # a bare machine with a GPU: tests that draw their cases are left out, and the first lines say so
+    hypothesis = None
+
+if hypothesis is not None:
+    # No deadline: the first call of a kernel compiles it. In CI the same examples each time, so that a failure repeats.
+    hypothesis.settings.register_profile("here", deadline=None, max_examples=25)
+    hypothesis.settings.register_profile("ci", deadline=None, max_examples=25, derandomize=True)
+    # For --hypothesis-profile=...: a long search; and one that stops at the first failure, to show only that there is
+    # one.
+    hypothesis.settings.register_profile("thorough", deadline=None, max_examples=500)
+    hypothesis.settings.register_profile("mutation", deadline=None, max_examples=25, derandomize=True, database=None,
+                                         phases=[hypothesis.Phase.generate])
+    hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
+
+collect_ignore = [] if hypothesis else [path.name for path in sorted(Path(__file__).parent.glob("test_*.py"))
+                                        if re.search(r"^(import|from) hypothesis", path.read_text(), re.MULTILINE)]
+
+
+def pytest_report_header():
+    if collect_ignore:
+        return f"left out without hypothesis (pip install hypothesis): {', '.join(collect_ignore)}"
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +42,22 @@ def torch():
         pytest.skip("PyTorch is not installed, so nothing was compared with it: pip install torch")
     module.set_num_threads(1)
     return module
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked gpu are skipped, visibly, where CuPy or a GPU is missing."""
+    if any("gpu" in item.keywords for item in items) and not gpu_is_there():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a GPU and CuPy: pip install 'tinyres[cuda13]'"))
+
+
+def gpu_is_there():
+    try:
+        import cupy
+    except ImportError:
+        return False
+    return cupy.is_available()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -130,8 +130,8 @@ def test_bytes_of_batch_norm_by_hand():
 
 def test_bytes_of_an_optimizers_step_by_hand():
     p, g, velocity = (np.ones((3, 5), np.float32) for _ in range(3))
-    (plain,) = works(lambda: kernels.sgd(p, g, None, 0.1, 0.0, 0.0, False))
-    (momentum,) = works(lambda: kernels.sgd(p, g, velocity, 0.1, 0.9, 0.0, False))
+    (plain,) = works(lambda: kernels.sgd([p], [g], [None], 0.1, 0.0, 0.0, False))
+    (momentum,) = works(lambda: kernels.sgd([p], [g], [velocity], 0.1, 0.9, 0.0, False))
     assert (plain.bytes, momentum.bytes) == (3 * 60, 5 * 60)  # reads p and g, writes p; and velocity twice
 
 

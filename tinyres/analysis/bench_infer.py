@@ -126,7 +126,7 @@ def summary(found: Mapping[str, Any]) -> str:
         other = "" if one["logits_difference"] is None else f", ours from PyTorch's by {one['logits_difference']:.1e}"
         lines.append(f"Batch {one['batch']}: logits up to {one['logits_size']:.3g}; folded ones differ from ours by at "
                      f"most {one['folded_difference']:.1e}{other}.")
-        lines += bench_step.unsteady_in_words(one["unsteady"])
+        lines += bench_step.unsteady_in_words(one["unsteady"], found)
     return "\n".join(lines)
 
 
@@ -135,7 +135,7 @@ def draw(found: Mapping[str, Any], path: PathLike) -> None:
     count = len(found["batches"])
     figure = new_figure(9, 0.6 + count * (1 + 0.5 * len(found["batches"][0]["sides"])))
     for axes, one in zip(figure.subplots(count, squeeze=False)[:, 0], found["batches"], strict=True):
-        bench_step.draw_boxes(axes, one["sides"])
+        bench_step.draw_boxes(axes, one["sides"], found)
         axes.set_title(f"batch {one['batch']}", fontsize=10)
     figure.suptitle(bench_step.picture_title(heading(found), found), fontsize=11, parse_math=False)
     write_png(figure, path)

@@ -30,8 +30,8 @@ from tinyres.analysis.kernel_calls import work as work_of
 from tinyres.analysis.workload import Workload
 from tinyres.data import Dataset, Loader, augment
 from tinyres.files import PathLike
+from tinyres.finite import is_finite
 from tinyres.tensor import Tensor
-from tinyres.train import is_finite
 
 PARTS = ("data", "forward", "loss", "backward", "look for NaN", "optimizer")
 @dataclass

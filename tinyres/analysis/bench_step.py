@@ -77,7 +77,7 @@ def ratios(times: Mapping[str, timing.Times], ours: str = "ours", prefix: str = 
     own ratios; prefix_NAME_least, of the least times, which a busy machine spoils last."""
     found: dict[str, Any] = {}
     for name in times:
-        if name in (*bench_torch.LAYOUTS, "compiled"):
+        if name not in bench_torch.OURS:
             value = timing.ratio(times[ours], times[name])
             found[f"{prefix}_{name}"] = value["median"]
             found[f"{prefix}_{name}_range"] = [value["low"], value["high"]]
@@ -160,7 +160,7 @@ def _row(name: str, side: Mapping[str, Any], found: Mapping[str, Any]) -> list[s
 
 def time_cells(name: str, side: Mapping[str, Any], found: Mapping[str, Any], prefix: str) -> list[str]:
     """The cells below TIMES: a side's times, and how long ours takes beside it, if `found` has such ratios."""
-    cells = [bench_torch.NAMES[name], *(f"{side[key]:.4g}" for key in ("median_ms", "min_ms", "max_ms")),
+    cells = [side_name(name, found), *(f"{side[key]:.4g}" for key in ("median_ms", "min_ms", "max_ms")),
              f"{side['images_per_second']:,.0f}"]
     if f"{prefix}_{name}" not in found:
         return [*cells, "", "", ""]
@@ -178,14 +178,19 @@ def summary(found: Mapping[str, Any]) -> str:
     if found.get("ratio_peak_memory") is not None:
         lines.append(f"Peak memory: {found['ratio_peak_memory']:.2f} of the smaller of PyTorch's two layouts; above "
                      f"what the imports take, {found['ratio_memory_above_imports']:.2f}.")
-    lines += [f"{bench_torch.NAMES[name]} was left out: {why}" for name, why in found["left_out"].items()]
-    lines += unsteady_in_words(found["unsteady"])
+    lines += [f"{side_name(name, found)} was left out: {why}" for name, why in found["left_out"].items()]
+    lines += unsteady_in_words(found["unsteady"], found)
     return "\n".join(lines)
 
 
-def unsteady_in_words(names: Iterable[str]) -> list[str]:
+def side_name(name: str, found: Mapping[str, Any]) -> str:
+    """A side in words: what `found` calls it in "names", or else as the benchmarks of the processor do."""
+    return str(found.get("names", bench_torch.NAMES)[name])
+
+
+def unsteady_in_words(names: Iterable[str], found: Mapping[str, Any]) -> list[str]:
     """A line that says whose times jumped; none if none did."""
-    listed = ", ".join(bench_torch.NAMES[name] for name in names)
+    listed = ", ".join(side_name(name, found) for name in names)
     return [f"The times of {listed} jump: most rounds took far longer than the best one, so something else ran. Those "
             "by min are spoilt least; repeat this on a quiet machine."] if listed else []
 
@@ -193,7 +198,7 @@ def unsteady_in_words(names: Iterable[str]) -> list[str]:
 def draw(found: Mapping[str, Any], path: PathLike) -> None:
     """Write a PNG: a box for each side, of the middle half of its rounds, a line from the least to the most."""
     figure = new_figure(9, 1.6 + 0.55 * len(found["sides"]))
-    draw_boxes(figure.subplots(), found["sides"])
+    draw_boxes(figure.subplots(), found["sides"], found)
     figure.suptitle(picture_title(heading(found), found), fontsize=11, parse_math=False)
     write_png(figure, path)
 
@@ -203,18 +208,18 @@ def picture_title(words: str, found: Mapping[str, Any]) -> str:
     return words + (" (on a busy machine)" if found["quiet"] is False else "")
 
 
-def draw_boxes(axes: Any, sides: Mapping[str, Mapping[str, Any]]) -> None:
+def draw_boxes(axes: Any, sides: Mapping[str, Mapping[str, Any]], found: Mapping[str, Any]) -> None:
     """A box of the rounds' milliseconds for each side, the first on top, with its median in words."""
     names = list(sides)[::-1]
     for place, name in enumerate(names):
         rounds, median = sides[name]["rounds_ms"], sides[name]["median_ms"]
         low, high = timing.quartiles(rounds)
         axes.hlines(place, min(rounds), max(rounds), color="black", linewidth=1)
-        axes.barh(place, high - low, 0.55, low, color="tab:blue" if name in ("ours", "folded") else "tab:orange")
+        axes.barh(place, high - low, 0.55, low, color="tab:blue" if name in bench_torch.OURS else "tab:orange")
         axes.vlines(median, place - 0.275, place + 0.275, color="black", linewidth=1.5)
         axes.annotate(f"{median:.4g} ms", (max(rounds), place), (6, 0), textcoords="offset points", va="center",
                       fontsize=9)
-    axes.set_yticks(range(len(names)), [bench_torch.NAMES[name] for name in names])
+    axes.set_yticks(range(len(names)), [side_name(name, found) for name in names])
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_xlim(0, 1.18 * max(max(side["rounds_ms"]) for side in sides.values()))
     axes.set_xlabel("ms (box: middle half of the rounds, with the median; line: from the least to the most)")

@@ -18,6 +18,7 @@ SGD: dict[str, Any] = {"lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4}
 LAYOUTS = ("eager", "channels_last")
 NAMES = {"ours": "tinyres", "eager": "PyTorch eager (NCHW)", "channels_last": "PyTorch channels_last",
          "compiled": "torch.compile (channels_last)", "folded": "tinyres, batch norm folded"}
+OURS = ("ours", "folded", "as_trained", "im2col", "reference", "fast")  # sides that are not PyTorch's
 
 
 def training_step(work: Workload, side: str, weights: Mapping[str, np.ndarray] | None = None) -> Callable[[], float]:

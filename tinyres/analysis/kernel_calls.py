@@ -21,7 +21,7 @@ from tinyres.kernels.cpu import conv
 
 CONVOLUTIONS = ("conv2d", "conv2d_input_grad", "conv2d_input_grad_add", "conv2d_weight_grad")
 # The arguments that a kernel also writes.
-IN_PLACE = {"sgd": ("p", "velocity"), "adam": ("p", "mean", "square"), "add_bias": ("y",),
+IN_PLACE = {"sgd": ("parameters", "velocities"), "adam": ("parameters", "means", "squares"), "add_bias": ("y",),
             "conv2d_input_grad_add": ("total",)}
 NO_KERNELS = ("current", "use_kernels")  # functions of tinyres.kernels that choose kernels
 
@@ -142,8 +142,15 @@ def kernel_name(m: int) -> str:
 def _bytes(call: Call) -> int:
     """Of all arrays among the arguments and results. An array that is both, like a gradient handed on, counts once, one
     that is changed in place twice."""
-    results = call.result if isinstance(call.result, tuple) else (call.result,)
-    arrays = [a for a in (*call.arguments.values(), *results) if isinstance(a, np.ndarray)]
-    written = [call.arguments[name] for name in IN_PLACE.get(call.name, ())]
-    once = {a.__array_interface__["data"][0]: a.nbytes for a in arrays}
-    return sum(once.values()) + sum(a.nbytes for a in written if a is not None)
+    once = {a.__array_interface__["data"][0]: a.nbytes for a in _arrays(*call.arguments.values(), call.result)}
+    written = _arrays(*(call.arguments[name] for name in IN_PLACE.get(call.name, ())))
+    return sum(once.values()) + sum(a.nbytes for a in written)
+
+
+def _arrays(*values: Any) -> Iterator[np.ndarray]:
+    """The arrays among the values, in lists and tuples too."""
+    for value in values:
+        if isinstance(value, np.ndarray):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _arrays(*value)

@@ -16,10 +16,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Protocol
 
 QUIET_LOAD = 0.5  # processors that others may keep busy: more, and threads that wait by spinning lose their turns
 JUMP = 1.3  # a median so many times the least time is not the run's own
+
+
+class Clock(Protocol):
+    """What alternate() times with: rest() waits until the run before has ended, seconds(run) runs and times it."""
+
+    def rest(self) -> None: ...
+
+    def seconds(self, run: Callable[[], object]) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -46,15 +54,28 @@ class Times:
                 "rounds_ms": [1e3 * seconds for seconds in self.seconds]}
 
 
-def alternate(runs: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1, lead: int = 0
-              ) -> dict[str, Times]:
+class HostClock:
+    """Times a run by the processor's clock, and lets the processor come to rest before it."""
+
+    def rest(self) -> None:
+        rest()
+
+    def seconds(self, run: Callable[[], object]) -> float:
+        began = time.perf_counter()
+        run()
+        return time.perf_counter() - began
+
+
+def alternate(runs: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1, lead: int = 0,
+              clock: Clock | None = None) -> dict[str, Times]:
     """Time all runs in turn, `rounds` times after `warmup` turns that do not count; returns the Times by name.
 
     Every second round goes backwards, so that no run always follows the same other one, and each waits until the one
     before has come to rest. lead: in each turn a run first goes so many times untimed, as what it will do back to back
-    it should not begin with an idle processor and another's data in the caches. Raises ValueError for less than one
-    round.
+    it should not begin with an idle processor and another's data in the caches. clock: a HostClock unless given; a GPU
+    has one of its own. Raises ValueError for less than one round.
     """
+    clock = clock or HostClock()
     if rounds < 1 or warmup < 0 or lead < 0:
         raise ValueError(f"alternate: rounds must be at least 1, warmup and lead 0, got {rounds}, {warmup} and {lead}")
     for _ in range(warmup):
@@ -63,12 +84,10 @@ def alternate(runs: Mapping[str, Callable[[], object]], rounds: int, warmup: int
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds):
         for name in list(runs)[::-1] if number % 2 else runs:
-            rest()
+            clock.rest()
             for _ in range(lead):
                 runs[name]()
-            began = time.perf_counter()
-            runs[name]()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(clock.seconds(runs[name]))
     return {name: Times(values) for name, values in seconds.items()}
 
 
@@ -183,7 +202,7 @@ def _versions() -> dict[str, str]:
 
 
 def in_words(found: Mapping[str, Any]) -> str:
-    """machine() for people: three lines, and a warning if the machine was busy."""
+    """machine() for people: three lines, one more of a GPU if `found` has one, and a warning if it was busy."""
     blas = found["blas"]
     library = "BLAS unknown" if blas is None else (
         f"{blas['library']} {blas['version']}" + (f" with {blas['kernels']} kernels" if blas["kernels"] else ""))
@@ -195,7 +214,8 @@ def in_words(found: Mapping[str, Any]) -> str:
     if blas is not None:
         threads.append(f"NumPy's BLAS {blas['threads']}")
     load = "unknown" if found["load"] is None else f"{found['load']:.2f}"
-    lines = [f"{found['cpu']}, {found['cores']} cores; load average before the start {load}",
+    gpu = [found["gpu"]["words"]] if found.get("gpu") else []
+    lines = [*gpu, f"{found['cpu']}, {found['cores']} cores; load average before the start {load}",
              f"threads: {', '.join(threads)}; {library}",
              ", ".join(f"{name} {number}" for name, number in found["versions"].items())]
     return "\n".join([*lines, warning(found)]).rstrip()

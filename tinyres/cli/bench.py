@@ -59,10 +59,12 @@ def bench_step(
     against: Against = None,
     try_compile: Annotated[bool, typer.Option("--compile", help="Against torch.compile too, if it works here within "
                                               "five minutes; else the reason is told.")] = False,
-    memory: Annotated[bool, typer.Option(help="Peak memory too, in a process of its own for each side.")] = True,
+    memory: Annotated[bool, typer.Option(help="Peak memory too, in a process of its own for each side; with --device "
+                                         "cuda always, of the GPU.")] = True,
     profile: Annotated[bool, typer.Option("--profile", help="No race: milliseconds and bytes of each op of ours, "
                                           "beside what the machine could do.")] = False,
     kernels: setup.Kernels = "fast",
+    device: setup.Device = "cpu",
     seed: Annotated[int, setup.whole("Of weights and images.", 0)] = 0,
     out: Out = None,
     json: setup.Json = False,
@@ -73,6 +75,9 @@ def bench_step(
     Against PyTorch, both sides take turns in one process, on the same number of threads, with the same weights and the
     same batch, and their losses are compared. "tinyres takes 0.50 of it" is the ratio of the medians, then come the
     quartiles of the rounds' own ratios, and the ratio of the least times.
+
+    With --device cuda all is timed by events of the GPU: each of our kernel sets; PyTorch also in TF32 and autocast;
+    with --compile torch.compile in its modes; and what the GPU could do is measured in the same run.
     """
     from tinyres.analysis import bench_step as analysis
 
@@ -82,6 +87,9 @@ def bench_step(
         raise typer.BadParameter("it is PyTorch's: give --against torch too.", param_hint="--compile")
     work = _workload(model, batch, cifar_stem, option, image_size, seed)
     setup.use_kernels(kernels)
+    setup.use_device(device)
+    if device == "cuda":
+        return _step_on_gpu(work, rounds, with_torch, try_compile, profile, out, json, quiet)
     if profile:
         return _profile(work, with_torch, rounds, out, json, quiet)
     with setup.telling_of_compilation(quiet or json):
@@ -101,6 +109,7 @@ def bench_infer(
     rounds: Rounds = 15,
     against: Against = None,
     kernels: setup.Kernels = "fast",
+    device: setup.Device = "cpu",
     seed: Annotated[int, setup.whole("Of weights and images.", 0)] = 0,
     out: Out = None,
     json: setup.Json = False,
@@ -108,7 +117,8 @@ def bench_infer(
 ) -> None:
     """Time inference in eval mode, ours as trained and with batch norm folded into the convolutions.
 
-    Against PyTorch in eval mode and under inference_mode, eager (NCHW) and channels_last, as bench step does it.
+    Against PyTorch in eval mode and under inference_mode, eager (NCHW) and channels_last, as bench step does it; with
+    --device cuda also in TF32 and autocast.
     """
     from tinyres.analysis import bench_infer as analysis
 
@@ -116,7 +126,13 @@ def bench_infer(
     with_torch = _with_torch(against)
     work = _workload(model, 1, cifar_stem, option, image_size, seed)
     setup.use_kernels(kernels)
+    setup.use_device(device)
     batches = list(dict.fromkeys(batch or [1, 128]))
+    if device == "cuda":
+        from tinyres.analysis import bench_gpu_infer as on_gpu
+
+        found = on_gpu.measure(work, batches, rounds, with_torch, lambda text: setup.say(text, quiet))
+        return _report("infer", on_gpu, found, on_gpu.heading(found), out, json, quiet)
     with setup.telling_of_compilation(quiet or json):
         found = analysis.measure(work, batches, rounds, with_torch, lambda text: setup.say(text, quiet))
     _report("infer", analysis, found, analysis.heading(found), out, json, quiet)
@@ -139,6 +155,26 @@ def bench_layers(
     with setup.telling_of_compilation(quiet or json):
         found = analysis.measure(batch, _with_torch(against), rounds, tell=lambda text: setup.say(text, quiet))
     _report("layers", analysis, found, "Convolutions and batch norms, each alone", out, json, quiet)
+
+
+@app.command("kernels")
+def bench_kernels(
+    batch: Annotated[int, setup.whole("Images.")] = 128,
+    rounds: Rounds = 9,
+    out: Out = None,
+    json: setup.Json = False,
+    quiet: setup.Quiet = False,
+) -> None:
+    """Time every CUDA kernel alone, on the shapes of ResNet-20: GB/s, TFLOP/s, and the share of what the GPU could do.
+
+    Needs a GPU. Bytes and operations are counted by formula: each array of a kernel once, and the multiplications and
+    additions of the direct convolution.
+    """
+    from tinyres.analysis import bench_gpu_kernels as analysis
+
+    _check_out(out)
+    found = analysis.measure(batch, rounds, tell=lambda text: setup.say(text, quiet))
+    _report("kernels", analysis, found, f"CUDA kernels on ResNet-20's shapes, batch {batch}", out, json, quiet)
 
 
 @app.command("peers")
@@ -177,6 +213,16 @@ def _with_torch(against: str | None) -> bool:
         raise ModuleNotFoundError("bench: --against torch, but PyTorch is not installed: pip install torch==2.13.0",
                                   name="torch") from error
     return True
+
+
+def _step_on_gpu(work: Workload, rounds: int, with_torch: bool, try_compile: bool, profile: bool, out: Path | None,
+                 json: bool, quiet: bool) -> None:
+    from tinyres.analysis import bench_gpu_step as analysis
+
+    if profile:
+        raise typer.BadParameter("it looks at the processor only: see tinyres bench kernels.", param_hint="--profile")
+    found = analysis.measure(work, rounds, with_torch, try_compile, lambda text: setup.say(text, quiet))
+    _report("step", analysis, found, analysis.heading(found), out, json, quiet)
 
 
 def _check_out(out: Path | None) -> None:
