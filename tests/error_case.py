@@ -167,6 +167,8 @@ def snapshot(x: Any) -> Any:
         flags = x.flags.writeable, x.flags.c_contiguous, x.flags.aligned
         mask = snapshot(x.mask) if isinstance(x, np.ma.MaskedArray) else None
         return type(x), x.dtype.str, x.shape, x.strides, flags, x.tobytes(), mask
+    if type(x).__module__ == "cupy":  # an array of the stand-in for CuPy
+        return "cuda", snapshot(x.get(order="A"))
     if isinstance(x, nn.Module):
         tree = [(name, type(m), m.training, len(m._pre_hooks), len(m._forward_hooks), len(m._backward_hooks))
                 for name, m in x.named_modules()]

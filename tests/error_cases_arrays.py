@@ -168,6 +168,12 @@ def _(folder):
     return lambda: ops.conv2d(x, w.astype("float16")), x, w
 
 
+@case("Half precision in a maximum", TypeError, "max_pool2d", "float16", "float32 or float64", fix="astype('float32')")
+def _(folder):
+    x = floats(1, 1, 4, 4).astype("float16")
+    return lambda: ops.max_pool2d(x, 2), x
+
+
 @case("A model made of half precision", TypeError, "Linear.astype", "float16", fix="'float32' or 'float64'")
 def _(folder):
     model = nn.Linear(2, 3)
@@ -237,16 +243,6 @@ def _(folder):
     Series.__module__ = "pandas.core.series"
     x = leaf(3)
     return lambda: x * Series(), x
-
-
-@case("Arrays of two devices", TypeError, "add", "cupy and numpy", fix="to('cpu') or to('cuda')")
-def _(folder):
-    class Array:  # stands for one on a GPU
-        dtype, shape, strides, ndim = np.dtype("float32"), (3,), (4,), 1
-
-    Array.__module__ = "cupy"
-    x = floats(3)
-    return lambda: ops.Function.join(x, Array()), x
 
 
 @case("A dtype that is not there", TypeError, "zeros", "'float33'", fix="use 'float32'")

@@ -92,6 +92,12 @@ def _(folder):
     return lambda: pets.take([0, 8]), pets
 
 
+@case("A part of a data set without an image", ValueError, "pets.subset", "index is empty", fix="one image at least")
+def _(folder):
+    pets = images(8)
+    return lambda: pets.subset(np.array([], int)), pets
+
+
 @case("A batch larger than the data", ValueError, "pets.batch: size", "is 9", fix="expected 1 to 8")
 def _(folder):
     pets = images(8)

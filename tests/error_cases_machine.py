@@ -1,5 +1,8 @@
 """What is not there: a GPU, an extra; and random numbers that cannot be drawn."""
 
+from unittest import mock
+
+import standin
 from error_case import Command, chapter, leaf, without
 
 import tinyres as tr
@@ -60,6 +63,59 @@ def _(folder):
 def _(folder):
     model = nn.Linear(2, 2)
     return lambda: model.to("float64"), model
+
+
+@case("A device that is not known, asked for by its name", ValueError, "device", "'gpu'", "'cpu' or 'cuda'",
+      fix="a GPU is 'cuda'")
+def _(folder):
+    return lambda: tr.device("gpu"),
+
+
+@case("A tensor for a device that is not known", ValueError, "tensor: device", "'cuda:0'", "'cpu' or 'cuda'",
+      fix="CUDA_VISIBLE_DEVICES")
+def _(folder):
+    return lambda: tr.tensor([1.0], device="cuda:0"),
+
+
+@case("CuPy without a GPU", RuntimeError, "device 'cuda'", "finds no GPU", fix="pip install 'tinyres[cuda13]'")
+def _(folder):
+    def wrong():
+        with standin.installed(), mock.patch.object(standin.cupy, "is_available", lambda: False):
+            tr.zeros(2, device="cuda")
+
+    return wrong,
+
+
+@case("A device that is not known, on the command line", 2, "--device", "'gpu'", "'cpu' or 'cuda'",
+      fix="a GPU is 'cuda'")
+def _(folder):
+    return Command("train --device gpu --out run"),
+
+
+@case("A device that is not known, to evaluate on", 2, "--device", "'gpu'", "'cpu' or 'cuda'", fix="a GPU is 'cuda'")
+def _(folder):
+    return Command("eval --weights w.safetensors --device gpu"),
+
+
+def without_cupy(line):
+    """The command where CuPy is not installed."""
+    def wrong():
+        with without("cupy"):
+            return Command(line)()
+
+    return wrong
+
+
+@case("Training on a GPU without CuPy", 1, "device 'cuda'", "CuPy is not installed",
+      fix="pip install 'tinyres[cuda13]'")
+def _(folder):
+    return without_cupy("train --device cuda --out run"),
+
+
+@case("Evaluation on a GPU without CuPy", 1, "device 'cuda'", "CuPy is not installed",
+      fix="pip install 'tinyres[cuda13]'")
+def _(folder):
+    return without_cupy("eval --weights w.safetensors --device cuda"),
 
 
 @case("TensorBoard's files without tensorboardX", ModuleNotFoundError, "TensorBoard event files", "tensorboardX",

@@ -21,8 +21,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import mutants_cuda
+
 ROOT = Path(__file__).resolve().parents[1]
 
+# What runs on a device is in mutants_cuda.py.
 # File -> the tests that guard it, the quickest to notice first, and words of which a test's name has one.
 TESTS = {
     "tinyres/ops/broadcast.py": (["test_ops"], ""),
@@ -33,12 +36,13 @@ TESTS = {
     "tinyres/ops/linear.py": (["test_ops"], "matmul or linear"),
     "tinyres/ops/conv.py": (["test_ops", "test_ops_conv"], "conv"),
     "tinyres/ops/pool.py": (["test_ops", "test_ops_frozen", "test_ops_pool"], "pool"),
-    "tinyres/ops/norm.py": (["test_ops", "test_ops_frozen", "test_ops_norm"], "norm or dropout"),
+    "tinyres/ops/norm.py": (["test_ops", "test_ops_frozen", "test_ops_norm"], "norm"),
+    "tinyres/ops/dropout.py": (["test_dropout"], ""),
     "tinyres/ops/fused.py": (["test_ops", "test_ops_frozen", "test_ops_norm"], "norm or entropy"),
-    "tinyres/ops/loss.py": (["test_ops", "test_ops_loss"], "loss or entropy"),
+    "tinyres/ops/loss.py": (["test_ops", "test_ops_loss", "test_cuda_library"], "loss or entropy or labels"),
     "tinyres/ops/create.py": (["test_ops"], "astype"),
-    "kernels/reference.py": (["test_ops", "test_ops_conv", "test_ops_pool", "test_ops_norm", "test_ops_loss"],
-                             "conv or pool or norm or loss or entropy"),
+    "kernels/reference.py": (["test_ops", "test_ops_conv", "test_ops_pool", "test_ops_norm", "test_ops_loss",
+                              "test_dropout"], "conv or pool or norm or loss or entropy or share or numpys_bits"),
     "kernels/cpu/conv_direct.py": (["test_kernels", "test_conv_cpu"], "conv"),
     "kernels/cpu/conv_winograd.py": (["test_conv_cpu"], "winograd or total"),
     "kernels/cpu/window.py": (["test_conv_cpu", "test_kernels"], "winograd or conv"),
@@ -47,12 +51,14 @@ TESTS = {
     "kernels/cpu/pool.py": (["test_pool_cpu"], ""),
     "kernels/cpu/bias.py": (["test_fold"], ""),
     "kernels/cpu/optim.py": (["test_optim_cpu"], ""),
+    "kernels/cpu/dropout.py": (["test_dropout"], "set or share or threads or nan or memory_order"),
     "kernels/cpu/threads.py": (["test_threads"], ""),
     "kernels/cpu/code_cache.py": (["test_jit"], ""),
     "kernels/memory.py": (["test_memory"], ""),
     "tinyres/train.py": (["test_threads"], "blas"),
+    "tinyres/optimizer.py": (["test_optim", "test_cuda_optim"], ""),
     "tinyres/optim.py": (["test_optim"], "written or zero_grad or names or agree"),
-    "tinyres/data/augment.py": (["test_augment"], "loop"),
+    "tinyres/data/augment.py": (["test_augment", "test_data_device"], "loop or one_kernel"),
     "tinyres/ops/conv_bias.py": (["test_fold"], ""),
     "tinyres/nn/fold.py": (["test_fold"], ""),
     "tinyres/tensor.py": (["test_aliasing", "test_merge"], ""),
@@ -64,7 +70,7 @@ MUTANTS = {
         ("return sum_to(grad, self.input_shape)", "return sum_to(grad * 2.0, self.input_shape)"),
         ("return broadcast_to(grad, self.input_shape)", "return broadcast_to(grad * -1.0, self.input_shape)"),
         ("if n == 1 and x.shape[lead + i] != 1)", "if n == 1 and x.shape[lead + i] == 2)"),
-        ("total = x.sum(axis=axes, dtype=", "total = x.max(axis=axes, keepdims=True) + 0 * x.sum(axis=axes, dtype="),
+        ('reduced(x, "sum", axes, dtype=', 'reduced(x, "max", axes) + 0 * reduced(x, "sum", axes, dtype='),
     ],
     "tinyres/ops/elementwise.py": [
         ("tuple(sum_to(grad, s) if need else None for", "tuple(sum_to(neg(grad), s) if need else None for"),
@@ -117,7 +123,7 @@ MUTANTS = {
         ("starts = [0, *self.ends[:-1]]", "starts = [0 for _ in self.ends]"),
     ],
     "tinyres/ops/reduce.py": [
-        ("share /= share.sum(axis=dims, keepdims=True)", "pass"),
+        ('share /= reduced(share, "sum", dims)', "pass"),
         ("share = state.choices.take(self.name, share)", "pass"),
         ("        return mul(grad, share)", "        return mul(neg(grad), share)"),
         ("sub(grad, mul(exp(out), sum(grad", "add(grad, mul(exp(out), sum(grad"),
@@ -175,8 +181,11 @@ MUTANTS = {
         ("y = y if residual is None else y + residual", "y = y"),
         ("return relu_of(y) if relu else y", "return y"),
         ('where(state.choices.take("batch_norm", raw(y) > 0), y, 0.0)', "where(raw(y) > 0, y, 0.0)"),
-        ("/ (1.0 - float(p))", "/ 1.0"),
-        ("dtype=np.float32) >= p", "dtype=np.float32) < p"),
+    ],
+    "tinyres/ops/dropout.py": [
+        ("return Dropout.apply(grad, **self.params)", "return grad"),
+        ("key=random.key()", "key=0"),
+        ("if not training or p == 0:", "if p == 0:"),
     ],
     "tinyres/ops/fused.py": [
         ("fixed = [alias(x) if isinstance(x, Tensor) else x for x in inputs]", "fixed = list(inputs)"),
@@ -192,6 +201,7 @@ MUTANTS = {
          "_reduce(\"mse_loss\", difference, reduction)"),
         ("mean(losses) if reduction == \"mean\" else sum(losses)",
          "sum(losses) if reduction == \"mean\" else mean(losses)"),
+        ("if array_module(target) is np and (int(", "if (int("),
     ],
     "tinyres/ops/create.py": [
         ("return astype(grad, self.input_dtype)", "return astype(grad * -1.0, self.input_dtype)"),
@@ -293,17 +303,28 @@ MUTANTS = {
         ("if slots(size, cost) == 1:", "if True:"),
         ("vector[start:stop] for", "vector for"),
     ],
+    "kernels/cpu/dropout.py": [
+        ("np.uint64(block) + ONE", "np.uint64(block)"),
+        ("in range(10):", "in range(9):"),
+        ("words[j] & LOW >= threshold", "words[j] & LOW > threshold"),
+        ("bits = word >> HALF if j % 2 else word & LOW", "bits = word & LOW if j % 2 else word >> HALF"),
+        ("word = words[j // 2]", "word = words[0]"),
+        ("x.dtype.type(1 / (1 - p))", "x.dtype.type(1 - p)"),
+    ],
+    "tinyres/optimizer.py": [
+        ('"update_all" not in vars(cls)', "False"),
+    ],
     "tinyres/optim.py": [
-        ('0.0, 1 - group["lr"] * group["weight_decay"])', '0.0, 1.0)'),
-        ('state, group["weight_decay"], 1.0)', 'state, 0.0, 1.0)'),
+        ('return 0.0, 1 - group["lr"] * group["weight_decay"]', 'return 0.0, 1.0'),
+        ('return group["weight_decay"], 1.0', 'return 0.0, 1.0'),
         ('bool(group["nesterov"])', 'False'),
         ('        state["step"] += 1\n', '        state["step"] = 1\n'),
-        ('state["exp_avg"], state["exp_avg_sq"], state["step"]',
-         'state["exp_avg_sq"], state["exp_avg"], state["step"]'),
+        ("steps, means, squares = (", "steps, squares, means = ("),
     ],
     "tinyres/data/augment.py": [
         ("(w, c)[::-1].ravel()", "(w, c).ravel()"),
         ("np.arange(w * c).reshape(w, c)[::-1]", "np.arange(w * c).reshape(w, c)[::-1, ::-1]"),
+        ("if kinds != [kind for kind in order if kind in kinds]:", "if not set(kinds) <= set(order):"),
     ],
     "tinyres/ops/conv_bias.py": [
         ("y <= 0, grad", "y < 0, grad"),
@@ -342,8 +363,8 @@ MUTANTS = {
         ("None if numba.config.CACHE_DIR else SOURCE", "SOURCE"),
     ],
     "tinyres/train.py": [
-        ("with bar, asked, _one_blas_thread(), ", "with bar, asked, "),
-        ("with no_grad(), _one_blas_thread(), ", "with no_grad(), "),
+        ("with bar, asked, _one_blas_thread(loader.dataset), ", "with bar, asked, "),
+        ("with no_grad(), _one_blas_thread(dataset), ", "with no_grad(), "),
         ('kernels.current() != "fast"', 'False'),
     ],
     "kernels/memory.py": [
@@ -371,13 +392,13 @@ MUTANTS = {
         ("target = (n * (H * W) + nhwc(index)) * C + c", "target = (n * (H * W) + nhwc(index)) * C"),
         ("    y /= array_module(x)", "    y *= array_module(x)"),
         ("share = nhwc(g) / xp", "share = nhwc(g) * xp"),
-        ("+= share[:, p[:, None], q]", "-= share[:, p[:, None], q]"),
+        ("dx[:, h, w] += share[:, p, q]", "dx[:, h, w] -= share[:, p, q]"),
         ("stop = np.minimum(start + taps, size + pad)", "stop = start + taps"),
         ("np.minimum(stop, size) - np.maximum(start, 0)", "stop - start"),
         ("values.var(0, dtype=np.float64)", "values.var(0, dtype=np.float64, ddof=1)"),
         ("y = rows(x) * scale + shift", "y = rows(x) * scale - shift"),
         ("        y += rows(residual)", "        y -= rows(residual)"),
-        ("y[y <= 0] = 0", "y[y >= 0] = 0"),
+        ("array_module(y).maximum(y, 0, out=y)", "array_module(y).minimum(y, 0, out=y)"),
         ("(gradient * (rows(x) - mean.astype(np.float64)))", "(gradient * rows(x))"),
         ("a * gradient + b * rows(x) + d", "a * gradient + b * rows(x)"),
         ("a * gradient + b * rows(x) + d", "a * gradient - b * rows(x) + d"),
@@ -386,10 +407,14 @@ MUTANTS = {
         ("losses = -(1 - smoothing) * log_probs", "losses = -log_probs"),
         ("losses -= smoothing * log_probs.mean(1)", "losses += smoothing * log_probs.mean(1)"),
         ("dlogits = xp.exp(log_probs) - smoothing / K", "dlogits = xp.exp(log_probs)"),
-        ("dlogits[xp.arange(N), labels] -= 1 - smoothing", "dlogits[xp.arange(N), labels] -= 1"),
-        ("return dlogits * g[:, None]", "return dlogits * g.mean()"),
+        ("dlogits[xp.arange(N), label] -= 1 - smoothing", "dlogits[xp.arange(N), label] -= 1"),
+        ('xp.where(good, g, g.dtype.type("nan"))[:, None]', "g.mean()"),
+        ("math.ceil(p * 2**32)", "math.floor(p * 2**32)"),
+        ("(count + 1) // 2", "count // 2"),
     ],
 }
+TESTS |= mutants_cuda.TESTS
+MUTANTS |= mutants_cuda.MUTANTS
 
 
 def copy_to(folder: Path) -> Path:

@@ -50,7 +50,7 @@ def test_python_m_tinyres_is_the_command():
     ("train --model resnet21", 2, "--model: models.build: no network is called 'resnet21'; did you mean"),
     ("train --data cifar", 2, "--data: no data set 'cifar'. Did you mean 'cifar10'?"),
     ("train --data cifar10 --data-dir nowhere", 1, "cifar10: not found. Looked at "),
-    ("train --kernels fats", 2, "--kernels: use_kernels: there is no kernel set 'fats': choose one of fast"),
+    ("train --kernels fats", 2, "--kernels: use_kernels: there is no kernel set 'fats': choose one of emulator, fast"),
     ("train --schedule cosin", 2, "--schedule: 'cosin' is none of cosine, onecycle, he2015, constant"),
     ("train --freeze layer9", 2, "--freeze: freeze: no parameter matches 'layer9'"),
     ("train --freeze '*'", 2, "--freeze: nothing is left to train"),
