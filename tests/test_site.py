@@ -14,6 +14,7 @@ import pytest
 
 import tinyres as tr
 from tinyres import data, models, nn, optim
+from tinyres.kernels.cuda import emulator
 
 ROOT = Path(__file__).resolve().parents[1]
 LACKING = [name for name in ("sphinx", "myst_nb", "furo") if importlib.util.find_spec(name) is None]
@@ -108,7 +109,11 @@ def test_the_site(tmp_path):
     assert "1000 skips:" in how and "Traceback" not in how
     fast = (site / "fast_kernels.html").read_text(encoding="utf-8")
     assert fast.count('display="block"') == 1 and "largest difference from NumPy" in fast
-    for name in ("from_pytorch", "how_it_works", "fast_kernels", "run"):
+    gpu = (site / "gpu.html").read_text(encoding="utf-8")
+    assert "pack = load&lt;V&gt;" in re.sub("<[^>]+>", "", gpu)  # the kernel's text, from its file
+    if emulator.available():
+        assert "reads shared memory that thread (0,0,0) wrote in module.cu:6" in gpu and "(Pdb) (14, 0, 14)" in gpu
+    for name in ("from_pytorch", "how_it_works", "fast_kernels", "gpu", "run"):
         assert "Warning:" not in (site / f"{name}.html").read_text(encoding="utf-8")
     commands = (site / "reference" / "commands.html").read_text(encoding="utf-8")
     assert "$ tinyres train --help" in commands and "--label-smoothing" in commands

@@ -28,6 +28,7 @@ os.environ["NO_COLOR"] = "1"
 os.environ.pop("TINYRES_DATA", None)  # pages show the same wherever they are built
 
 import tinyres  # noqa: E402
+from tinyres.kernels.cuda import emulator  # noqa: E402
 
 project = "tinyres"
 author = "The tinyres authors"
@@ -44,6 +45,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_timeout = 120
 nb_execution_raise_on_error = True
+nb_execution_excludepatterns = ["gpu.md"] if emulator.missing() else []
 nb_merge_streams = True
 nb_ipywidgets_js: dict[str, Any] = {}  # myst-nb's default is a CDN
 
