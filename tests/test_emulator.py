@@ -66,6 +66,12 @@ PLANTED = {
         "memory.cu", "write_past_end", lambda: (1, 64, (blank(63), I32(63))), CHECKED,
         r"writes outside the array 'y' \(argument 1, float32 \(63,\)\), 0 bytes past its end",
         (0, 0, 0), (63, 0, 0)),
+    "copy past the end, within the slack": (
+        "memory.cu", "copy_past_end", lambda: (1, 64, (ramp(61), blank(61), I32(61))), {},
+        r"has written outside the array 'y' \(argument 2, float32 \(61,\)\), 0 bytes past its end", None, None),
+    "add past the end, within the slack": (
+        "memory.cu", "add_past_end", lambda: (1, 64, (ramp(61), I32(61))), {},
+        r"has written outside the array 'y' \(argument 1, float32 \(61,\)\), 0 bytes past its end", None, None),
     "write before the beginning": (
         "memory.cu", "write_before_beginning", lambda: (1, 64, (blank(64), I32(64))), {},
         r"has written outside the array 'y' \(argument 1, float32 \(64,\)\), 4 bytes before its beginning",

@@ -25,6 +25,20 @@ __global__ void write_past_end(float* y, int n)
         y[i] = float(i);  // <- write_past_end
 }
 
+// What is read beyond the one array is what lies beyond the other, or so it seems.
+__global__ void copy_past_end(const float* x, float* y, int n)
+{
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (mended ? i < n : i <= n) y[i] = x[i];  // <- copy_past_end
+}
+
+// A NaN would stay what it is, whatever is added.
+__global__ void add_past_end(float* y, int n)
+{
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (mended ? i < n : i <= n) y[i] += 0.125f;  // <- add_past_end
+}
+
 // The neighbour to the left of the first one.
 __global__ void write_before_beginning(float* y, int n)
 {

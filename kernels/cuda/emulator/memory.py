@@ -1,12 +1,15 @@
 """Guarded memory: where a launch's arrays lie while the kernel runs, so that every access beside them is noticed.
 
-    pages that cannot be touched | slack of 255s | the array | pages that cannot be touched
+    pages that cannot be touched | slack | the array | pages that cannot be touched
 
 Each array is copied in before the launch and back after it. An access past the end, or far before the beginning, stops
 the thread there; the slack, less than a page, is looked at afterwards. In reverse order the array lies at the other
 end, so that a test in several orders sees both sides at their exact place:
 
-    pages that cannot be touched | the array | slack of 255s | pages that cannot be touched
+    pages that cannot be touched | the array | slack | pages that cannot be touched
+
+The slack of what is only read is of bytes 255, NaN as floats. That of what is written holds other bytes, so that a
+kernel that copies one array's slack to another's is noticed, and numbers to which adding makes a difference.
 
 An array starts at an address with the same remainder by 16 as the original: a kernel that looks whether it may load 16
 bytes at once decides as it will on the device. Arrays that share memory still do. The memory has two addresses, by one
@@ -27,7 +30,7 @@ import numpy as np
 PAGE = mmap.PAGESIZE
 GUARD = 16 * 2**20  # bytes that cannot be touched, on either side: they take addresses, but no memory
 POOL, POOLED = 256 * 2**20, 256  # bytes and regions kept for the next launches
-SLACK = 0xFF
+SLACK_READ, SLACK_WRITTEN = 0xFF, 0xC1  # the second: -24.2 as floats, -6e8 as doubles
 FIXED, NO_RESERVE, NONE = 0x10, 0x4000, 0  # MAP_FIXED, MAP_NORESERVE, PROT_NONE of Linux
 
 
@@ -131,6 +134,10 @@ class Cluster:
     region: Region | None = None
     start: int = 0
 
+    @property
+    def slack(self):
+        return SLACK_READ if self.const else SLACK_WRITTEN
+
 
 class GuardedArrays:
     """The arrays of a launch, in guarded memory until close(). at_start: the array before the slack, not after it."""
@@ -145,9 +152,9 @@ class GuardedArrays:
         region = cluster.region = pool.take(max(1, -(-(bytes_ + rest) // PAGE)) * PAGE)
         offset = rest if at_start else (region.size - bytes_ - rest) // 16 * 16 + rest
         cluster.start = region.writable + offset
-        ctypes.memset(region.writable, SLACK, offset)
+        ctypes.memset(region.writable, cluster.slack, offset)
         ctypes.memmove(cluster.start, cluster.begin, bytes_)
-        ctypes.memset(cluster.start + bytes_, SLACK, region.size - offset - bytes_)
+        ctypes.memset(cluster.start + bytes_, cluster.slack, region.size - offset - bytes_)
         for p in cluster.parameters:
             base = region.readable if cluster.const else region.writable
             p.address = base + offset + (p.array.ctypes.data - cluster.begin if p.array.size else 0)
@@ -169,9 +176,10 @@ class GuardedArrays:
             offset, bytes_ = c.start - c.region.writable, c.end - c.begin
             for first, size in ((c.region.writable, offset), (c.start + bytes_, c.region.size - offset - bytes_)):
                 slack = ctypes.string_at(first, size)
-                if slack.count(SLACK) != size:
-                    at = next(i for i, byte in enumerate(slack) if byte != SLACK)
-                    return self.describe(first + at)
+                if slack.count(c.slack) != size:
+                    at = next(i for i, byte in enumerate(slack) if byte != c.slack)
+                    size = min(p.array.itemsize for p in c.parameters)  # what was written is the whole value
+                    return self.describe(c.start + (first + at - c.start) // size * size)
         return None
 
     def copy_back(self):
