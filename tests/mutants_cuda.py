@@ -39,6 +39,7 @@ MUTANTS = {
     "kernels/cuda/emulator/memory.py": [
         ("                ctypes.memmove(c.begin, c.start, c.end - c.begin)", "                pass"),
         ("rest if at_start else", "0 if at_start else"),
+        ("SLACK_READ, SLACK_WRITTEN = 0xFF, 0xC1", "SLACK_READ, SLACK_WRITTEN = 0xFF, 0xFF"),
     ],
     "kernels/cuda/emulator/meetings.h": [
         ("        if (lane.mask != mask) return;", ""),
