@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 
+from . import philox
 from .augmentation import augment as augment  # in a file of its own
 from .layout import array_module, from_rows, nchw, nhwc, rows
 
@@ -275,9 +276,8 @@ def dropout(x, p, key):
 
 
 def dropout_bits(key, count):
-    """(count,) uint32: the halves of words 0, 1, ... of the Philox stream that tinyres/data/philox.py calls stream 0 of
-    the key (key, 0)."""
-    words = np.random.Philox(key=np.array([key, 0], np.uint64)).random_raw((count + 1) // 2)
+    """(count,) uint32: the halves of words 0, 1, ... of stream 0 for the key (key, 0), see philox.py."""
+    words = philox.words((key, 0), 0, (count + 1) // 2)
     return words.astype("<u8", copy=False).view("<u4")[:count]
 
 

@@ -52,6 +52,21 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU and CuPy: pip install 'tinyres[cuda13]'"))
 
 
+def skipped_without_emulator(item):
+    """A test that would run CUDA kernels on the emulator is skipped, visibly, where that lacks a compiler or Linux."""
+    try:
+        return (yield)
+    except RuntimeError as error:
+        from tinyres.kernels.cuda import emulator
+
+        if str(error) != emulator.missing():
+            raise
+        pytest.skip(str(error))
+
+
+pytest_runtest_setup = pytest_runtest_call = pytest.hookimpl(wrapper=True)(skipped_without_emulator)
+
+
 def gpu_is_there():
     try:
         import cupy

@@ -14,7 +14,9 @@ import pytest
 from tinyres.kernels import layout
 
 
-class Emulator:
+class Host:
+    """NumPy's arrays as they are: for the emulator, and for kernels of the processor beside it."""
+
     def put(self, a):
         return a
 
@@ -34,4 +36,5 @@ class Gpu:
         return layout.nchw(a.transpose(0, 2, 3, 1).get()) if a.ndim == 4 else a.get()
 
 
-PLACES = [pytest.param(Emulator(), id="emulator"), pytest.param(Gpu(), id="gpu", marks=pytest.mark.gpu)]
+HOST = Host()
+PLACES = [pytest.param(HOST, id="emulator"), pytest.param(Gpu(), id="gpu", marks=pytest.mark.gpu)]

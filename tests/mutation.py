@@ -50,7 +50,7 @@ TESTS = {
     "kernels/cpu/norm.py": (["test_norm_cpu"], ""),
     "kernels/cpu/pool.py": (["test_pool_cpu"], ""),
     "kernels/cpu/bias.py": (["test_fold"], ""),
-    "kernels/cpu/optim.py": (["test_optim_cpu"], ""),
+    "kernels/cpu/optim.py": (["test_optim_cpu", "test_optim_rules"], ""),
     "kernels/cpu/dropout.py": (["test_dropout"], "set or share or threads or nan or memory_order"),
     "kernels/cpu/threads.py": (["test_threads"], ""),
     "kernels/cpu/code_cache.py": (["test_jit"], ""),

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import gpu_rehearsal
 import numpy as np
 import pytest
+from emulated import NEEDS_EMULATOR
 
 from tinyres import kernels
 from tinyres.analysis import bench_gpu_card as card
@@ -322,6 +323,7 @@ def test_the_case_counts_the_direct_convolution():
     assert case.flops == 2 * pixels * 16 * 16 * 9 and case.bytes == 4 * (2 * pixels * 16 + 16 * 16 * 9)
 
 
+@NEEDS_EMULATOR
 def test_rows_of_kernels(cupy, monkeypatch, tmp_path):
     """Whole calls and their launches, with the speeds that times, bytes and operations make."""
     wanted = ("conv2d 3x3 32->32 @ 16x16", "batch_norm_stats 16 @ 32x32", "sgd")

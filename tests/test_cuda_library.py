@@ -149,6 +149,7 @@ def train(model, optimizer, device, steps=2, dtype="float64", clip=None):
             losses.append(loss)
         if clip is not None:
             optim.clip_grad_norm_(model.parameters(), clip)
+            assert all(layout.is_channels_last(p.grad.data) for p in model.parameters() if p.ndim == 4)
         optimizer.step()
     return [loss.item() for loss in losses]
 

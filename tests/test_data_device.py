@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import standin
+from emulated import NEEDS_EMULATOR
 
 from tinyres import checkpoint, data, models, nn, ops, optim, random
 from tinyres import train as loop
@@ -364,6 +365,7 @@ def result_of(out):
     return json.loads(out.splitlines()[-1])
 
 
+@NEEDS_EMULATOR
 def test_train_and_eval_take_a_device(small):
     status, out, err = small(f"{QUICK} run")
     assert (status, err) == (0, "")
@@ -402,6 +404,7 @@ def interrupted(small, monkeypatch):
     return begin
 
 
+@NEEDS_EMULATOR
 def test_a_resumed_run_keeps_its_device_or_says_so(small, interrupted):
     losses = {"whole": result_of(small(f"{QUICK} whole")[1])["loss"]}
     for folder, more in (("kept", ""), ("moved", " --device cpu")):
@@ -415,6 +418,7 @@ def test_a_resumed_run_keeps_its_device_or_says_so(small, interrupted):
     assert losses["kept"] == losses["whole"] == pytest.approx(losses["moved"], rel=1e-3)
 
 
+@NEEDS_EMULATOR
 def test_the_runs_of_several_seeds_go_on_on_another_device(small, interrupted):
     interrupted(f"{QUICK} runs --seeds 2 --device cpu")
     status, out, err = small("train --resume runs --device cuda --json")

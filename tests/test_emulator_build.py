@@ -37,15 +37,15 @@ def test_what_was_compiled_is_found_again(empty_cache, tmp_path, monkeypatch):
     (tmp_path / "a.cuh").write_text('#include "b.cuh"\n')
     (tmp_path / "b.cuh").write_text("constexpr int one = 1;\n")
     text, options = '#include "a.cuh"\nint f() { return one; }\n', (f"-I{tmp_path}",)
-    first = build.library("thing", text, options)
-    assert build.library("thing", text, options) == first and empty_cache == [first.name]
-    assert build.library("thing", text + "\n", options) != first
-    assert build.library("thing", text, (*options, "-O1")) != first
+    first = build.shared_library("thing", text, options)
+    assert build.shared_library("thing", text, options) == first and empty_cache == [first.name]
+    assert build.shared_library("thing", text + "\n", options) != first
+    assert build.shared_library("thing", text, (*options, "-O1")) != first
     (tmp_path / "b.cuh").write_text("constexpr int one = 2;\n")
-    assert build.library("thing", text, options) != first
+    assert build.shared_library("thing", text, options) != first
     (tmp_path / "b.cuh").write_text("constexpr int one = 1;\n")
     monkeypatch.setattr(build, "processor", lambda: ["another"])
-    assert build.library("thing", text, options) != first
+    assert build.shared_library("thing", text, options) != first
     monkeypatch.undo()
     assert len(empty_cache) == 5
     assert not [p for p in (tmp_path / "cache").iterdir() if p.suffix != ".so"]  # nothing half done is left
@@ -67,10 +67,10 @@ def test_old_libraries_are_removed(empty_cache, tmp_path, monkeypatch):
     monkeypatch.setattr(build, "KEPT", 3)
     paths = []
     for i in range(5):
-        paths.append(build.library("thing", f"int f() {{ return {i}; }}"))
+        paths.append(build.shared_library("thing", f"int f() {{ return {i}; }}"))
         os.utime(paths[-1], (i + 1, i + 1))
-    other = build.library("thing-sanitize", "int f();")
-    build.library("thing", "int f();")
+    other = build.shared_library("thing-sanitize", "int f();")
+    build.shared_library("thing", "int f();")
     assert [p.exists() for p in paths] == [False, False, False, True, True] and other.exists()
 
 
@@ -111,7 +111,7 @@ build.compile_library = watched
 build.compiler()
 print("ready", flush=True)
 input()
-build.library("thing", "#include <vector>\\nint f() {{ return 1; }}")
+build.shared_library("thing", "#include <vector>\\nint f() {{ return 1; }}")
 """
     pipe = subprocess.PIPE
     running = [subprocess.Popen([sys.executable, "-c", script], stdin=pipe, stdout=pipe, text=True) for _ in range(3)]
@@ -185,7 +185,7 @@ def test_a_text_of_the_manifest_is_compiled_once_for_all():
     kernel = KERNELS[0]
     text = (build.HERE.parent / kernel.file).read_text()
     one = Module(text, OPTIONS, [kernel.name])
-    assert one.library(False)[0] == emulator.function(kernel).module.library(False)[0]
+    assert one.shared_library(False)[0] == emulator.function(kernel).module.shared_library(False)[0]
     assert one.get_function(kernel.name).signature == emulator.function(kernel).signature
     other = Module(text + "\n", OPTIONS, [kernel.name])
     assert other.names == [kernel.name] and other.file == "module.cu"

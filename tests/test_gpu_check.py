@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from emulated import NEEDS_EMULATOR
 
 from tinyres import data
 
@@ -72,6 +73,7 @@ def test_the_script_is_sound():
         subprocess.run(["shellcheck", SCRIPT], check=True)
 
 
+@NEEDS_EMULATOR
 def test_a_rehearsal_goes_on_after_a_part_that_fails_and_says_so(check, tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()

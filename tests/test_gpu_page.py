@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from emulated import NEEDS_EMULATOR
 
 from tinyres.kernels.cuda import compile_check
 from tinyres.kernels.cuda.manifest import ARCHITECTURES
@@ -16,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "tutorials" / "gpu.md").read_text(encoding="utf-8")
 
 
+@NEEDS_EMULATOR
 def test_the_session_with_gdb(tmp_path):
     if shutil.which("gdb") is None:
         pytest.skip("gdb is not there, so the session was not tried: apt-get install gdb")

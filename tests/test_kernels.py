@@ -209,7 +209,7 @@ def test_reference_conv_equals_torch(case):
         assert_close(got, one, size)
 
 
-@pytest.mark.parametrize("kernel_set", [reference, im2col, fast])
+@pytest.mark.parametrize("kernel_set", [reference, im2col, fast, cuda, cuda_im2col])
 @quick(30)
 @given(case=convolutions())
 def test_conv_gradients_are_adjoints(kernel_set, case):

@@ -157,54 +157,6 @@ def test_usual_arrays_are_not_copied(monkeypatch):
     assert (row != 1).all()
 
 
-@pytest.mark.parametrize("dtypes", [("f2", "f2", "f2"), ("f4", "f4", "f8"), ("f8", "f8", "f4"), (">f4", ">f4", ">f4")])
-@pytest.mark.parametrize("shape", [SGD.shape, (1,)])
-def test_other_dtypes_are_updated_by_the_reference(dtypes, shape):
-    """As after model.double(), when the state is still float32."""
-    rule = replace(SGD, shape=shape)
-    arrays = [a.astype(dtype) for a, dtype in zip(rule.arrays(np.float64), dtypes, strict=True)]
-    expected = rule.run(reference, *(a.copy(order="K") for a in arrays))
-    for got, wanted in zip(rule.run(fast, *arrays), expected, strict=True):
-        np.testing.assert_array_equal(got, wanted)
-        assert got.dtype == wanted.dtype
-
-
-@pytest.mark.parametrize("rule", [SGD, ADAM], ids=["sgd", "adam"])
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_nan_stays_nan_and_nothing_else_becomes_it(rule, value, dtype):
-    with np.errstate(invalid="ignore"):
-        for place in range(2):
-            arrays, wide = rule.arrays(dtype), rule.arrays(np.float64)
-            arrays[place][1, 2, 1, 3] = wide[place][1, 2, 1, 3] = value
-            for got, wanted in zip(rule.run(fast, *arrays), rule.run(reference, *wide), strict=True):
-                np.testing.assert_array_equal(np.isnan(got), np.isnan(wanted))
-                np.testing.assert_array_equal(np.isinf(got), np.isinf(wanted))
-
-
-def test_an_infinite_weight_without_decay_is_not_made_nan():
-    p = np.array([np.inf, 1.0])
-    fast.sgd([p], [np.ones(2)], [None], 0.1, 0.0, 0.0, False)
-    assert p.tolist() == [np.inf, 0.9]
-
-
-def test_float32_is_computed_in_float32():
-    """1e-46 is 0 in float32: so the rate is, as is the eps, and 0 / 0 is NaN."""
-    p, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
-    fast.adam([p], [zero], [zero.copy()], [zero.copy()], [1], 0.1, (0.9, 0.999), 1e-46, 0.0, 1.0)
-    assert np.isnan(p[0])
-    fast.sgd([zero], [np.full(1, 1e10, np.float32)], [None], 1e-46, 0.0, 0.0, False)
-    assert zero[0] == 0
-
-
-def test_a_gradient_may_be_read_only_or_the_parameter_itself():
-    p, g = np.ones(5), np.broadcast_to(2.0, 5)
-    fast.sgd([p], [g], [None], 0.1, 0.0, 0.0, False)
-    np.testing.assert_allclose(p, 0.8)
-    fast.sgd([p], [p], [None], 0.5, 0.0, 0.0, False)
-    np.testing.assert_allclose(p, 0.4)
-
-
 def test_large_vectors_are_shared_between_threads(monkeypatch):
     seen = []
     monkeypatch.setattr(optim, "split", lambda n, run, cost: (seen.append((n, cost)), run(0, 0, n)))

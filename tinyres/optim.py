@@ -7,6 +7,7 @@ rules share in optimizer.py. The schedules live in schedules.py and are reached 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from tinyres import kernels, nn
 from tinyres.ema import ExponentialMovingAverage
-from tinyres.kernels.layout import array_module
+from tinyres.kernels.layout import array_module, elementwise
 from tinyres.optimizer import AuditWarning, Optimizer
 from tinyres.schedules import CosineAnnealingLR, LinearWarmup, MultiStepLR, OneCycleLR, Schedule, StepLR
 from tinyres.tensor import Tensor
@@ -139,7 +140,7 @@ def clip_grad_norm_(parameters: Iterable[Tensor] | Tensor, max_norm: float, norm
     scale = float(max_norm) / (total + 1e-6)
     if not scale >= 1:
         for p in graded:
-            p.grad = Tensor(p.grad.data * scale)  # type: ignore[union-attr]
+            p.grad = Tensor(elementwise(operator.mul, p.grad.data, scale))  # type: ignore[union-attr]
     return total
 
 

@@ -6,7 +6,7 @@ back to the checkpoint first.
 
 Model and data set live on one device. On a GPU the program runs ahead of the device, which is given its work in order
 and is still busy with it; only where a number is read does the program wait. So a step reads its three, loss, hits and
-whether all is finite, in one copy (see `_read`).
+whether all is finite, in one copy (see finite.py).
 """
 
 from __future__ import annotations

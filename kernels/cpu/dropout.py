@@ -1,7 +1,7 @@
 """Dropout with a mask that is never stored: each thread makes the random bits of its values.
 
 Philox4x64-10 (Salmon et al., SC 2011) turns a counter of 4 words into 4 random words, in 10 rounds of two products of
-64 x 64 bits; tinyres/data/philox.py tells what it is for, kernels/cuda/philox.cuh draws a round. A word serves two
+64 x 64 bits; ../philox.py tells what it is for, ../cuda/philox.cuh draws a round. A word serves two
 values, so a round of a block serves eight:
 
     each thread

@@ -12,7 +12,7 @@
 //
 // and what comes out are 4 random words. So any thread computes any word, and the same word whoever asks.
 //
-// A stream is as tinyres/data/philox.py has it: word i is number i % 4 of the block whose counter is (i / 4 + 1, 0, 0,
+// A stream is as ../philox.py has it: word i is number i % 4 of the block whose counter is (i / 4 + 1, 0, 0,
 // stream). It is + 1 as NumPy counts first and encrypts then.
 // A block is 20 products of 64 x 64 bits with both their halves, some 240 instructions of 32 bits: 60 for a word.
 
@@ -38,7 +38,7 @@ __device__ __forceinline__ PhiloxBlock philox_block(unsigned long long key0, uns
     return c;
 }
 
-// Word number i of a stream: tinyres.data.philox.words(seed, epoch, stream, count)[i], for the key (seed, epoch).
+// Word number i of a stream: words(key, stream, count)[i] of ../philox.py, for the key (key0, key1).
 // One word costs as much as its block: who needs neighbours should take the block.
 __device__ __forceinline__ unsigned long long philox_word(unsigned long long key0, unsigned long long key1,
                                                           unsigned long long stream, unsigned long long i) {

@@ -17,16 +17,6 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from tinyres.ops.create import device
-
-
-def library() -> Any:
-    """The module cupy. Raises RuntimeError, with the lines that install it, where CuPy or a GPU is missing."""
-    device("cuda")
-    import cupy
-
-    return cupy
-
 
 class CudaClock:
     """Times what a run puts into the present CuPy stream, which is PyTorch's too, by events of the GPU.

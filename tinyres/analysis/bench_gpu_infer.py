@@ -23,7 +23,7 @@ from tinyres.analysis import bench_infer, bench_step, timing
 from tinyres.analysis.bench_gpu_step import NAMES as STEP_NAMES
 from tinyres.analysis.bench_gpu_step import SETS
 from tinyres.analysis.workload import Workload
-from tinyres.ops.create import move
+from tinyres.ops.create import gpu_library, move
 from tinyres.state import no_grad
 from tinyres.tensor import Tensor
 
@@ -44,7 +44,7 @@ def measure(work: Workload, batches: Sequence[int], rounds: int, against_torch: 
 
     Raises RuntimeError where CuPy, a GPU, or PyTorch's GPU is missing; ModuleNotFoundError without PyTorch.
     """
-    cupy = card.library()
+    cupy = gpu_library()
     torch = theirs.gpu_pytorch() if against_torch else None
     with timing.pinned(torch):
         machine = {**timing.machine(), "gpu": card.facts(cupy)}

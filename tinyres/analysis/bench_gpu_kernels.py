@@ -19,7 +19,7 @@ from tinyres.analysis.bench_gpu_cases import Case, cases
 from tinyres.analysis.figure import new_figure, write_png
 from tinyres.analysis.launches import Launch, watched
 from tinyres.files import PathLike
-from tinyres.ops.create import move
+from tinyres.ops.create import gpu_library, move
 
 HOLD = 4e-3            # seconds of something long in the queue
 LEAST = 2e-4           # seconds that a timed block lasts at least, if that takes no more than so many runs:
@@ -36,7 +36,7 @@ def measure(batch: int = 128, rounds: int = 9, tell: Callable[[str], None] = lam
 
     Raises RuntimeError where CuPy or a GPU is missing.
     """
-    cupy = card.library()
+    cupy = gpu_library()
     machine = {**timing.machine(), "gpu": card.facts(cupy)}
     tell("measuring what the GPU could do")
     could = limits.measure(cupy)

@@ -22,7 +22,7 @@ from tinyres.analysis import bench_gpu_limits as limits
 from tinyres.analysis import bench_gpu_torch as theirs
 from tinyres.analysis import bench_step, bench_torch, timing
 from tinyres.analysis.workload import Workload
-from tinyres.ops.create import move
+from tinyres.ops.create import gpu_library, move
 from tinyres.tensor import Tensor
 from tinyres.train import train_step
 
@@ -49,7 +49,7 @@ def measure(work: Workload, rounds: int, against_torch: bool = False, try_compil
 
     Raises RuntimeError where CuPy, a GPU, or PyTorch's GPU is missing; ModuleNotFoundError without PyTorch.
     """
-    cupy = card.library()
+    cupy = gpu_library()
     names = [*(theirs.SIDES if against_torch else {}), *(theirs.COMPILED if try_compile else {})]
     torch = theirs.gpu_pytorch() if names else None
     with timing.pinned(torch):

@@ -111,6 +111,7 @@ def prepared(work: Workload, side: Side, weights: Mapping[str, np.ndarray]) -> t
 
 
 def autocast(side: Side) -> Any:
+    """Inside, PyTorch computes in half precision what the side's autocast says; for a side without it, as always."""
     torch = pytorch()
     if side.autocast is None:
         return contextlib.nullcontext()

@@ -80,6 +80,7 @@ def move(array: Any, where: str, op: str = "to") -> Any:
 
 
 def gpu_library() -> Any:
+    """The module cupy. Raises RuntimeError, with the lines that install it, where CuPy or a GPU is missing."""
     try:
         import cupy
     except ImportError as error:

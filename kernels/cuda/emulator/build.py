@@ -73,7 +73,7 @@ def processor():
     return [next((line for line in lines if line.startswith(name)), "") for name in ("model name", "flags", "Features")]
 
 
-def library(name, text, options=(), links=()):
+def shared_library(name, text, options=(), links=()):
     """The Path of a shared library of this C++ text, compiled if it has not been.
 
     name: a word for its file; options: flags of the compiler beyond FLAGS; links: Paths of libraries that it calls,

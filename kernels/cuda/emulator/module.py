@@ -68,7 +68,7 @@ class Module:
     name_expressions: the kernels that can be had, as C++ names them: "im2col<float>", or "f" for one that is no
     template. file: what messages call the text; for a text of the manifest that is its file.
     A text of the manifest is always compiled with all its instances, so that it is compiled once, whoever asks.
-    It is compiled when a function is first called or asked for its parameters. Raises RuntimeError as build.library.
+    It is compiled when a function is first called or asked for its parameters. Raises what build.shared_library raises.
     """
 
     def __init__(self, text, options=(), name_expressions=(), file=None):
@@ -89,12 +89,12 @@ class Module:
                              f"name_expressions; there are {', '.join(self.names) or 'none'}")
         return Function(self, name)
 
-    def library(self, sanitize):
+    def shared_library(self, sanitize):
         """The compiled text: its Path, and loaded with ctypes. sanitize: of the build that checks every access."""
         if sanitize not in self._libraries:
             flags = (*KERNEL_FLAGS, "-O2", *(CHECKS if sanitize else ()), *self.options)
             name = Path(self.file).stem + ("-sanitize" if sanitize else "")
-            path = build.library(name, self._source(), flags, links=(runtime(),))
+            path = build.shared_library(name, self._source(), flags, links=(runtime(),))
             self._libraries[sanitize] = path, ctypes.CDLL(str(path))
         return self._libraries[sanitize]
 
@@ -112,7 +112,7 @@ class Module:
 @cache
 def runtime():
     """The Path of the runtime's library, which is loaded: the kernels' find it by its name."""
-    path = build.library("runtime", '#include "runtime.cpp"\n', ("-O2",))
+    path = build.shared_library("runtime", '#include "runtime.cpp"\n', ("-O2",))
     ctypes.CDLL(str(path))  # which stays loaded
     return path
 
@@ -167,7 +167,7 @@ class Function:
     @cached_property
     def signature(self):
         """The parameters' types, in NumPy's codes: "f4", "*f4" for float*, "&f4" for const float*."""
-        _, library = self.module.library(current().sanitize)
+        _, library = self.module.shared_library(current().sanitize)
         tell = getattr(library, f"emulator_signature_{self._number}")
         tell.restype = ctypes.c_char_p
         return tell().decode().split()
@@ -201,7 +201,7 @@ class Function:
 
     def _entry(self, sanitize):
         if sanitize not in self._entries:
-            path, library = self.module.library(sanitize)
+            path, library = self.module.shared_library(sanitize)
             self._entries[sanitize] = path, getattr(library, f"emulator_launch_{self._number}")
         return self._entries[sanitize]
 

@@ -73,6 +73,7 @@ def addr2line():
 
 
 def unknown_line():
+    """Why the line of a fault is not known."""
     return "it lies in none of the kernel's own" if addr2line() else "install binutils, which has addr2line"
 
 
