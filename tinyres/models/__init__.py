@@ -7,46 +7,27 @@ import inspect
 from typing import Any
 
 from tinyres import nn
-from tinyres.models import blocks, preact, resnet
-from tinyres.models.preact import (
-    preact_resnet18,
-    preact_resnet20,
-    preact_resnet32,
-    preact_resnet34,
-    preact_resnet44,
-    preact_resnet50,
-    preact_resnet56,
-    preact_resnet110,
-    preact_resnet164,
-)
-from tinyres.models.resnet import (
-    plain8,
-    plain20,
-    plain32,
-    plain44,
-    plain56,
-    plain110,
-    resnet8,
-    resnet18,
-    resnet20,
-    resnet32,
-    resnet34,
-    resnet44,
-    resnet50,
-    resnet56,
-    resnet101,
-    resnet110,
-    resnet152,
-    resnet1202,
+from tinyres.models import (
+    article,
+    blocks,
+    connections,
+    densenet,
+    fixup,
+    gates,
+    mlp,
+    mlperf,
+    orders,
+    preact,
+    resnet,
+    scaled,
+    shared,
+    stochastic_depth,
 )
 
-_CONSTRUCTORS = {constructor.__name__: constructor for constructor in (
-    resnet8, resnet20, resnet32, resnet44, resnet56, resnet110, resnet1202,
-    plain8, plain20, plain32, plain44, plain56, plain110,
-    resnet18, resnet34, resnet50, resnet101, resnet152,
-    preact_resnet20, preact_resnet32, preact_resnet44, preact_resnet56, preact_resnet110, preact_resnet164,
-    preact_resnet18, preact_resnet34, preact_resnet50,
-)}
+FAMILIES = (resnet, preact, scaled, gates, orders, fixup, stochastic_depth, shared, article, connections, densenet, mlp,
+            mlperf)
+_CONSTRUCTORS = {constructor.__name__: constructor for family in FAMILIES for constructor in family.NETWORKS}
+globals().update(_CONSTRUCTORS)  # models.resnet20(), and so each name of a family's NETWORKS
 
 
 def names() -> list[str]:
@@ -54,15 +35,25 @@ def names() -> list[str]:
     return list(_CONSTRUCTORS)
 
 
+def known_name(name: str) -> str:
+    """The name of a network as Python has it: "article-prose" is article_prose.
+
+    Raises ValueError that suggests the nearest name.
+    """
+    found = str(name).replace("-", "_")
+    if found not in _CONSTRUCTORS:
+        near = difflib.get_close_matches(found.lower(), _CONSTRUCTORS, 3)
+        raise ValueError(f"models.build: no network is called {name!r}; "
+                         + (f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(names())}"))
+    return found
+
+
 def build(name: str, **options: Any) -> nn.Module:
     """The network `name` with its constructor's options (num_classes, in_channels, option, cifar_stem ...).
 
     Raises ValueError that suggests the nearest name or option, or says which options this network has.
     """
-    if name not in _CONSTRUCTORS:
-        near = difflib.get_close_matches(str(name).lower(), _CONSTRUCTORS, 3)
-        raise ValueError(f"models.build: no network is called {name!r}; "
-                         + (f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(names())}"))
+    name = known_name(name)
     constructor = _CONSTRUCTORS[name]
     takes = list(inspect.signature(constructor).parameters)
     for option in options:
@@ -87,4 +78,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'tinyres.models' has no attribute {name!r}{hint}")
 
 
-__all__ = ["blocks", "build", "names", "preact", "resnet", *_CONSTRUCTORS]
+__all__ = ["blocks", "build", "known_name", "names", "preact", "resnet", *_CONSTRUCTORS]

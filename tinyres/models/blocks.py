@@ -100,7 +100,11 @@ def preact_shortcut_c(C: int, K: int, stride: int) -> nn.Module:
 
 
 class Block(nn.Module):
-    """Base of the blocks with a shortcut. `expansion` is K / width, the width being that of the 3x3 convolution."""
+    """Base of the blocks with a shortcut. `expansion` is K / width, the width being that of the 3x3 convolution.
+
+    The forward of a block calls `self.shortcut` once, on the tensor at which shortcut and branch part: its one argument
+    is the fork and its result is what the join gets. The instruments in tinyres.analysis find both there.
+    """
 
     expansion = 1
 
@@ -108,6 +112,10 @@ class Block(nn.Module):
     def shortcut(self) -> nn.Module:
         """The shortcut module; it is registered as `downsample`, torchvision's name."""
         return self.downsample
+
+    def without_branch(self, x: Tensor) -> Tensor:
+        """What the block gives if its branch gives zero: (N, C, H, W) -> (N, K, P, Q)."""
+        return ops.relu(self.shortcut(x))
 
     def zero_branch_(self) -> None:
         """Set the branch's last layer to zero, so that the block starts as its shortcut."""
@@ -190,6 +198,9 @@ class PreActBasicBlock(Block):
         """What follows the first activation on the way to the addition."""
         return self.conv2(self.bn2(self.conv1(h), relu=True))
 
+    def without_branch(self, x: Tensor) -> Tensor:
+        return self.shortcut(x)
+
     def zero_branch_(self) -> None:
         nn.init.zeros_(self.conv2.weight)  # zeroing bn2 instead would leave it without a gradient: ReLU'(0) = 0
 
@@ -218,6 +229,9 @@ class PreActBottleneck(Block):
         h = self.conv2(self.bn2(self.conv1(h), relu=True))
         return self.conv3(self.bn3(h, relu=True))
 
+    def without_branch(self, x: Tensor) -> Tensor:
+        return self.shortcut(x)
+
     def zero_branch_(self) -> None:
         nn.init.zeros_(self.conv3.weight)
 
@@ -229,6 +243,9 @@ class SharedPreActBasicBlock(PreActBasicBlock):
         h = self.bn1(x, relu=True)
         return self.branch(h) + self.shortcut(h)
 
+    def without_branch(self, x: Tensor) -> Tensor:
+        return self.shortcut(self.bn1(x, relu=True))
+
 
 class SharedPreActBottleneck(PreActBottleneck):
     """PreActBottleneck whose first activation feeds branch and shortcut alike: the first block of each stage."""
@@ -236,3 +253,6 @@ class SharedPreActBottleneck(PreActBottleneck):
     def forward(self, x: Tensor) -> Tensor:
         h = self.bn1(x, relu=True)
         return self.branch(h) + self.shortcut(h)
+
+    def without_branch(self, x: Tensor) -> Tensor:
+        return self.shortcut(self.bn1(x, relu=True))

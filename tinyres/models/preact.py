@@ -133,3 +133,7 @@ def preact_resnet50(num_classes=1000, cifar_stem=False, in_channels=3, option="B
     """Pre-activation ResNet-50."""
     return imagenet_preact_resnet(PreActBottleneck, [3, 4, 6, 3], num_classes, cifar_stem, in_channels, option,
                                   zero_init_residual)
+
+
+NETWORKS = (preact_resnet20, preact_resnet32, preact_resnet44, preact_resnet56, preact_resnet110, preact_resnet164,
+            preact_resnet18, preact_resnet34, preact_resnet50)

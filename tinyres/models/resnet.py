@@ -210,3 +210,8 @@ def resnet101(num_classes=1000, cifar_stem=False, in_channels=3, option="B", zer
 def resnet152(num_classes=1000, cifar_stem=False, in_channels=3, option="B", zero_init_residual=False):
     """ResNet-152; 60,192,808 parameters."""
     return imagenet_resnet(Bottleneck, [3, 8, 36, 3], num_classes, cifar_stem, in_channels, option, zero_init_residual)
+
+
+NETWORKS = (resnet8, resnet20, resnet32, resnet44, resnet56, resnet110, resnet1202,
+            plain8, plain20, plain32, plain44, plain56, plain110,
+            resnet18, resnet34, resnet50, resnet101, resnet152)
