@@ -68,6 +68,26 @@ def _(folder):
     return Command("train --batch 5000"),
 
 
+@case("A network's option without a value", 2, "--model-option", "'zero_init_residual'", fix="give NAME=VALUE")
+def _(folder):
+    return Command("train --model-option zero_init_residual"),
+
+
+@case("A network's option misspelt", 2, "--model-option", "resnet8", "'zero_init'", fix="zero_init_residual")
+def _(folder):
+    return Command("train --model-option zero_init=true"),
+
+
+@case("A network's option of the wrong kind", 2, "--model-option", "'zero_init_residual=maybe'", fix="true or false")
+def _(folder):
+    return Command("train --model-option zero_init_residual=maybe"),
+
+
+@case("A network's option that the data decides", 2, "--model-option", "'num_classes=5'", "the data", fix="leave it out")
+def _(folder):
+    return Command("train --model-option num_classes=5"),
+
+
 @case("A recipe that is not there", 2, "--recipe", "'he2016'", fix="Did you mean 'he2015'?")
 def _(folder):
     return Command("train --recipe he2016"),

@@ -23,6 +23,7 @@ def evaluate_weights(
     model: Annotated[str | None, typer.Option(help="A network's name. Default: the run's, or what the file's names "
                                               "tell.")] = None,
     option: setup.ShortcutOption = None,
+    model_option: setup.ModelOption = None,
     data: Annotated[str | None, setup.data_option(" Default: the run's.")] = None,
     data_dir: setup.DataDir = None,
     image_size: setup.ImageSize = None,
@@ -63,7 +64,7 @@ def evaluate_weights(
     data = setup.absolute_data(data)
     mine = source.config if data == source.config.get("data") else {}
     dataset = datasets.load(data, split, data_dir or mine.get("data_dir"), image_size or mine.get("image_size"))
-    name, options = _network(source, weights, model, option, dataset)
+    name, options = _network(source, weights, model, option, model_option or [], dataset)
     mean, std, origin = _normalisation(source, normalize, dataset)
     network = setup.build(name, options)
     load(network, weights)
@@ -87,11 +88,11 @@ def evaluate_weights(
     setup.report(result, text, json)
 
 
-def _network(source: Any, weights: Path, model: str | None, option: str | None,
+def _network(source: Any, weights: Path, model: str | None, option: str | None, own: list[str],
              dataset: Any) -> tuple[str, dict[str, Any]]:
     """Name and options of the network: as asked for, else the run's, else what the names in the file tell."""
-    channels, size = dataset.images.shape[1:3]
-    if model is None and option is None and {"model", "network"} <= source.config.keys():
+    channels, *size = dataset.images.shape[1:]
+    if model is None and option is None and not own and {"model", "network"} <= source.config.keys():
         return source.config["model"], source.config["network"]
     known = source.architecture
     if model is None and (known is None or not known.name):
@@ -99,7 +100,7 @@ def _network(source: Any, weights: Path, model: str | None, option: str | None,
                                  "for.", param_hint="--model")
     name = model or known.name
     shortcut = option or (known.options["option"] if known is not None and not name.startswith("plain") else None)
-    return name, setup.network_options(name, len(dataset.classes), channels, size, shortcut)
+    return name, setup.network_options(name, len(dataset.classes), channels, tuple(size), shortcut, own)
 
 
 def _normalisation(source: Any, asked: str | None, dataset: Any) -> tuple[tuple[float, ...], tuple[float, ...], str]:

@@ -23,7 +23,7 @@ SEVERAL = "seeds.json"  # in a folder whose sub-folders are the runs of several 
 # What config.json must hold.
 KINDS: dict[str, Any] = {
     **typing.get_type_hints(recipes.Recipe), "data": str, "data_dir": str | None, "image_size": int | None,
-    "recipe": str, "option": str | None, "freeze": list, "seed": int, "kernels": str, "device": str,
+    "recipe": str, "option": str | None, "model_option": list, "freeze": list, "seed": int, "kernels": str, "device": str,
     "tensorboard": bool, "network": dict, "normalisation": dict, "threads": int, "provenance": dict,
 }
 
@@ -56,6 +56,7 @@ def _checked(found: dict[str, Any], path: Path, kinds: dict[str, Any]) -> dict[s
     options = found.get("config") if "seeds" in kinds else found
     if isinstance(options, dict):
         options.setdefault("device", "cpu")  # of a run that began when there was no other
+        options.setdefault("model_option", [])
     missing = [key for key in kinds if key not in found]
     wrong = [key for key, kind in kinds.items() if key in found and not isinstance(found[key], kind)
              and not (kind in (float, float | None) and type(found[key]) is int)]

@@ -18,6 +18,7 @@ def check_gradients(
     classes: Annotated[int, setup.whole("Number of classes.")] = 10,
     seed: Annotated[int, setup.whole("Of weights, images and directions.", 0)] = 0,
     option: setup.ShortcutOption = None,
+    model_option: setup.ModelOption = None,
     kernels: setup.Kernels = "fast",
     json: setup.Json = False,
 ) -> None:
@@ -32,7 +33,7 @@ def check_gradients(
 
     setup.use_kernels(kernels)
     random.manual_seed(seed)
-    options = setup.network_options(model, classes, channels, size, option)
+    options = setup.network_options(model, classes, channels, size, option, model_option or ())
     network = setup.build(model, options)
     images = ops.randn((batch, channels, size, size), dtype="float64")
     # A new network has scales 1 and shifts 0, where a forgotten factor would not show: nudge them.

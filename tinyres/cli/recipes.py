@@ -61,6 +61,8 @@ def choose(name: str | None, data: str, given: Mapping[str, Any]) -> tuple[str, 
         raise typer.BadParameter(f"no recipe {name!r}.{nearest(name, RECIPES)} There are {', '.join(RECIPES)}.",
                                  param_hint="--recipe")
     changes = {field.name: given[field.name] for field in fields(Recipe) if given.get(field.name) is not None}
+    if "model" in changes:
+        changes["model"] = changes["model"].replace("-", "_")  # article-prose, as it is typed, is article_prose
     if {"epochs", "iterations"} <= changes.keys():
         raise typer.BadParameter(f"{changes['epochs']} epochs and {changes['iterations']} iterations exclude each "
                                  "other; give one of them.", param_hint="--iterations")

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,6 +49,9 @@ DataDir = Annotated[Path | None, typer.Option(help="Folder or archive of CIFAR o
                                              "$TINYRES_DATA, else what `tinyres data fetch` fetched.")]
 ShortcutOption = Annotated[str | None, typer.Option(help="Shortcuts that change shape: A pads with zeros, B projects "
                                                          "(C everywhere). Default: the network's own.")]
+
+ModelOption = Annotated[list[str] | None, typer.Option(
+    help="An option of the network's own, like residual_scale=0.1. May be repeated.", metavar="NAME=VALUE")]
 
 
 @contextlib.contextmanager
@@ -132,26 +135,58 @@ def need(module: str, extra: str, what: str) -> None:
         raise ModuleNotFoundError(f'{what} needs {module}: pip install "tinyres[{extra}]"', name=module)
 
 
-def network_options(name: str, classes: int, channels: int, size: int, shortcut: str | None = None) -> dict[str, Any]:
-    """The arguments with which models.build makes the network for images of (channels, size, size)."""
+def network_options(name: str, classes: int, channels: int, size: int | tuple[int, int], shortcut: str | None = None,
+                    given: Sequence[str] = ()) -> dict[str, Any]:
+    """The arguments with which models.build makes the network for images of (channels, size, size).
+
+    size may be (height, width). given: options of the network's own, each as "name=value".
+    """
     from tinyres import models
 
+    height, width = size if isinstance(size, tuple) else (size, size)
     with option("--model"):
-        if name not in models.names():
-            models.build(name)
-    options: dict[str, Any] = {"num_classes": classes, "in_channels": channels}
+        takes = inspect.signature(getattr(models, models.known_name(name))).parameters
+    from_data = {"num_classes": classes, "in_channels": channels, "in_features": channels * height * width}
+    options: dict[str, Any] = {key: value for key, value in from_data.items() if key in takes}
     if shortcut is not None:
         options["option"] = shortcut
-    if "cifar_stem" in inspect.signature(getattr(models, name)).parameters:
-        options["cifar_stem"] = size <= 64
+    if "cifar_stem" in takes:
+        options["cifar_stem"] = min(height, width) <= 64
+    for text in given:
+        key, value = _own_option(name, text, takes)
+        if key in from_data or (key == "option" and shortcut is not None):
+            why = "--option has set it" if key == "option" else "the data set it"
+            raise typer.BadParameter(f"{text!r}: {why}; leave it out.", param_hint="--model-option")
+        options[key] = value
     return options
+
+
+def _own_option(name: str, text: str, takes: Mapping[str, inspect.Parameter]) -> tuple[str, Any]:
+    """Name and value of "name=value", the value being of the kind of the option's default."""
+    from tinyres.data import nearest
+
+    key, equals, value = text.partition("=")
+    key = key.strip().replace("-", "_")
+    if not equals:
+        raise typer.BadParameter(f"{text!r} has no value; give NAME=VALUE.", param_hint="--model-option")
+    if key not in takes:
+        raise typer.BadParameter(f"{text!r}: {name} has no option {key!r}.{nearest(key, takes)} Its options: "
+                                 f"{', '.join(takes)}.", param_hint="--model-option")
+    kind = type(takes[key].default)
+    truths = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    with contextlib.suppress(ValueError, KeyError):
+        return key, truths[value.lower()] if kind is bool else kind(value) if kind in (int, float) else value
+    words = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+    raise typer.BadParameter(f"{text!r}: {key} takes {words}.", param_hint="--model-option")
 
 
 def build(name: str, options: dict[str, Any]) -> Any:
     """The network, its weights drawn from the library's generator."""
     from tinyres import models
 
-    with option("--option" if "option" in options else "--model"):
+    usual = {"num_classes", "in_channels", "in_features", "cifar_stem", "option"}
+    own = options.keys() - usual
+    with option("--model-option" if own else "--option" if "option" in options else "--model"):
         return models.build(name, **options)
 
 

@@ -47,6 +47,7 @@ def train_network(
     recipe: RecipeName = None,
     model: Annotated[str | None, typer.Option(help="A network. Default: resnet8 on digits, else resnet20.")] = None,
     option: setup.ShortcutOption = None,
+    model_option: setup.ModelOption = None,
     epochs: Annotated[int | None, setup.whole("Passes over the images. Default: 40 on digits, else 45.")] = None,
     iterations: Annotated[int | None, setup.whole("Batches in all, instead of epochs.")] = None,
     batch: Annotated[int | None, setup.whole("Images a step. Default: 64 on digits, else 128, but less for "
@@ -96,7 +97,7 @@ def train_network(
         chosen = chosen if batch is not None else recipes.fit_batch(chosen, images)
     config = {"data": setup.absolute_data(data), "data_dir": None if data_dir is None else str(data_dir.absolute()),
               "image_size": image_size, "recipe": name, **asdict(chosen), "option": option,
-              "freeze": freeze or [], "seed": seed, "kernels": kernels, "device": device, "tensorboard": tensorboard}
+              "model_option": model_option or [], "freeze": freeze or [], "seed": seed, "kernels": kernels, "device": device, "tensorboard": tensorboard}
     base = f"{Path(data).stem}-{chosen.model}-seed"
     if seeds == 1:
         folder = folders.fresh(out, f"{base}{seed}")
@@ -167,8 +168,9 @@ def prepare(config: dict[str, Any]) -> Job:
         splits = ("fit", "validation", "test") if config["validate"] else ("train", "test")
         where = config["data"], config["data_dir"], config["image_size"]
         training, *validation, test = (data.load(where[0], split, *where[1:]) for split in splits)
-    channels, height = training.images.shape[1:3]
-    options = setup.network_options(config["model"], len(training.classes), channels, height, config["option"])
+    channels, *size = training.images.shape[1:]
+    options = setup.network_options(config["model"], len(training.classes), channels, tuple(size), config["option"],
+                                    config["model_option"])
     model = setup.build(config["model"], options)
     for pattern in config["freeze"]:
         with setup.option("--freeze"):
