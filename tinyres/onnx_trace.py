@@ -30,7 +30,8 @@ class ExportError(ValueError):
 
 @dataclass(eq=False)
 class Value:
-    """An array of the forward pass. shape: as in the first pass, with -1 for a length that the batch decides.
+    """An array of the forward pass. size: its shape in the first pass; shape: the same, with -1 for a length that the
+    batch decides.
 
     array: of a parameter, a buffer or a constant; step: what computed it; neither: the network's input.
     """
@@ -40,6 +41,9 @@ class Value:
     name: str = ""
     array: Any = None
     step: Step | None = None
+
+    def __post_init__(self) -> None:
+        self.size = self.shape
 
 
 @dataclass(eq=False)
@@ -187,9 +191,9 @@ def _check_alike(step: Step, i: int, x: Value, y: Value) -> None:
 
 
 def _from_data(step: Step, what: str) -> ExportError:
-    return ExportError(f"export_onnx: {step}: {what} was computed from the images, or from how many there are, past the "
-                       "graph (.data, numpy(), a mask from a comparison, shape[0]): use ops on the Tensor itself, such "
-                       "as maximum and minimum for clamp")
+    return ExportError(f"export_onnx: {step}: {what} was computed from the images, or from how many there are, past "
+                       "the graph (.data, numpy(), a mask from a comparison, shape[0]): use ops on the Tensor itself, "
+                       "such as maximum and minimum for clamp")
 
 
 def _same(step: Step, key: str, a: Any, b: Any) -> Any:

@@ -1,15 +1,18 @@
-"""Weights in files: safetensors written, safetensors and .npz read, and checkpoints to resume from. Never a pickle.
+"""Weights in files: safetensors written; safetensors, .npz and PyTorch's .pt and .pth read. No pickle is ever executed.
 
 `save(model, path)` and `load(model, path)` are all that most users need. `load` takes a file by its content, not by its
-name, and also takes a run folder, whose checkpoint it reads. Names from elsewhere are translated:
+name, and also takes a run folder, whose checkpoint it reads. torchvision's names are ours, and those of timm's resnet18
+to resnet152 are too. Other names are translated:
 
     in the file                     here                  who writes it so
     module.* or _orig_mod.*         *                     PyTorch's DataParallel and torch.compile
-    linear.*                        fc.*                  akamaster/pytorch_resnet_cifar10 and its relatives
-    layerL.B.shortcut.*             layerL.B.downsample.* the same, with option B
+    linear.*                        fc.*                  akamaster/pytorch_resnet_cifar10, kuangliu/pytorch-cifar
+    layerL.B.shortcut.*             layerL.B.downsample.* the same, where a shortcut projects
+    stages.L.blocks.B.normI.* ...   layerL+1.B.bnI.* ...  timm's resnetv2_50, 101 and 152: pre-activation, batch norm
+    conv2d_N/kernel ...             see keras_names.py    Keras, MLPerf Tiny's ResNet-8
 
-`num_batches_tracked` may be missing. The networks of akamaster's repository have option A and 3 stages, and expect
-input normalised by ImageNet's statistics; `Source.normalisation` says so.
+`num_batches_tracked` may be missing. `Source.normalisation` says which input a format expects: that of akamaster's
+networks, with 3 stages, is normalised by ImageNet's statistics; MLPerf Tiny's is raw pixels, 0 to 255.
 """
 
 from __future__ import annotations
@@ -20,13 +23,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tinyres import models
+import numpy as np
+
+from tinyres import keras_names, models
 from tinyres.checkpoint import CHECKPOINT, read_weights
 from tinyres.files import Arrays, PathLike, WeightsError, read_npz, read_safetensors, safetensors, write_atomically
 from tinyres.nn import Module
+from tinyres.torch_file import is_torch_file, read_torch_file
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and std a channel, on the scale 0..1
+RAW_PIXELS = ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))  # the same for pixels from 0 to 255
 WRAPPERS = ("module.", "_orig_mod.")
+TIMM_V2 = (  # patterns of timm's resnetv2 and what stands for them here, in this order
+    (r"^stem\.conv\.", "conv1."), (r"^norm\.", "bn."), (r"^head\.fc\.", "fc."), (r"\.norm([123])\.", r".bn\1."),
+    (r"\.downsample\.conv\.", ".downsample.0."))
+# What the networks of models.resnet and models.preact call their arrays; others may have these and more.
+OURS = re.compile(r"(conv1|bn1?|fc|layer[1-9]\.[0-9]+\.(conv[123]|bn[123]|downsample\.[01]))"
+                  r"\.(weight|bias|running_mean|running_var|num_batches_tracked)")
 
 
 # --- which network ----------------------------------------------------------------------------------------------------
@@ -36,7 +49,8 @@ WRAPPERS = ("module.", "_orig_mod.")
 class Architecture:
     """A ResNet, as the names and shapes of its weights tell: `models.build(name, **options)` makes it.
 
-    name is "" if no constructor makes it. A plain network has the names and shapes of the ResNet with option A.
+    name is "" if no constructor of models.resnet, models.preact and models.mlperf makes it. Other networks may have a
+    ResNet's names and shapes too: a plain one those of the ResNet with option A.
     """
 
     name: str
@@ -67,15 +81,18 @@ def identify(arrays: Mapping[str, Any]) -> Architecture | None:
         return None
     depths = tuple(len(stages[stage]) for stage in sorted(stages))
     widths = tuple(arrays[f"layer{stage}.0.conv1.weight"].shape[0] for stage in sorted(stages))
+    head_options = {"num_classes": head.shape[0], "in_channels": stem.shape[1]}
+    if {name.rpartition(".")[0] for name in arrays} == set(keras_names.MLPERF_RESNET8.values()):
+        return Architecture("mlperf_resnet8", head_options, 2 * sum(depths) + 2, depths, widths)
     preact = "bn.weight" in arrays
     bottleneck = "layer1.0.conv3.weight" in arrays
     layers = sum(depths) * (3 if bottleneck else 2) + 2
-    options = {"num_classes": head.shape[0], "in_channels": stem.shape[1], "option": _option(arrays, bottleneck)}
+    options = {**head_options, "option": _option(arrays, bottleneck)}
     if len(depths) == 4:
         options["cifar_stem"] = stem.shape[2] == 3
     usual = models.resnet.CIFAR_WIDTHS if len(depths) == 3 else models.resnet.IMAGENET_WIDTHS
     name = f"{'preact_' * preact}resnet{layers}"
-    known = name in models.names() and widths == usual
+    known = name in models.names() and widths == usual and all(OURS.fullmatch(entry) for entry in arrays)
     return Architecture(name if known else "", options, layers, depths, widths)
 
 
@@ -93,9 +110,9 @@ def _option(arrays: Mapping[str, Any], bottleneck: bool) -> str:
 class Source:
     """What a file holds, under the names used here, and what it says about itself.
 
-    format: "tinyres" if nothing was renamed, "wrapped" if only a prefix was taken off, else "akamaster". normalisation:
-    (mean, std) of the input if the format fixes it. metadata: the safetensors file's own, text by text; config: that of
-    a checkpoint.
+    format: "tinyres" if nothing was renamed, "wrapped" if only a prefix was taken off, else "akamaster", "timm" or
+    "keras". normalisation: (mean, std) of the input, on the scale 0 to 1, if the format fixes it. metadata: the
+    safetensors file's own, text by text; config: that of a checkpoint.
     """
 
     arrays: Arrays
@@ -117,7 +134,7 @@ def save(model: Module, path: PathLike, metadata: Mapping[str, str] | None = Non
 def load(model: Module, path: PathLike) -> Source:
     """Load a file or the checkpoint of a run folder into the model; returns what was read.
 
-    Raises WeightsError, and changes nothing, if the file is damaged, is a pickle, or does not fit: then it lists what
+    Raises WeightsError, and changes nothing, if the file is damaged, asks for code, or does not fit: then it lists what
     is missing, unexpected and mis-shaped, and names the network that the file fits, if its names tell.
     """
     source = read(path)
@@ -131,9 +148,9 @@ def load(model: Module, path: PathLike) -> Source:
 
 
 def read(path: PathLike) -> Source:
-    """The arrays of a safetensors or .npz file, or of a run folder's checkpoint, by the names used here.
+    """The arrays of a safetensors, .npz, .pt or .pth file, or of a run folder's checkpoint, by the names used here.
 
-    Raises FileNotFoundError, or WeightsError for a file that is damaged, holds pickles or is of another kind.
+    Raises FileNotFoundError, or WeightsError for a file that is damaged, asks for code or is of another kind.
     """
     path = Path(path)
     if path.is_dir() or path.name == CHECKPOINT:
@@ -141,18 +158,60 @@ def read(path: PathLike) -> Source:
         return Source(arrays, "tinyres", config=config)
     if not path.is_file():
         raise FileNotFoundError(f"weights: there is no file {path.absolute()}: check the path")
+    arrays, metadata = _read_file(path)
+    try:
+        if keras_names.is_keras(arrays):
+            arrays, kind = keras_names.translate_known(arrays), "keras"
+        else:
+            arrays, kind = _renamed(arrays)
+    except ValueError as error:
+        raise WeightsError(f"weights: {path} does not fit: {error}") from error
+    found = identify(arrays)
+    return Source(arrays, kind, _normalisation(kind, found), metadata)
+
+
+def _read_file(path: Path) -> tuple[Arrays, dict[str, str]]:
+    """The arrays by the file's own names, and the texts about them."""
     content = path.read_bytes()
-    archive = content[:4] == b"PK\3\4"
-    arrays, metadata = (read_npz(path, content), {}) if archive else read_safetensors(path, content)
+    if is_torch_file(content):
+        return read_torch_file(path, content), {}
+    if content[:4] == b"PK\3\4":
+        return read_npz(path, content), {}
+    return read_safetensors(path, content)
+
+
+def _normalisation(kind: str, found: Architecture | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    if found is None or found.options["in_channels"] != 3:
+        return None
+    if kind == "akamaster":
+        return IMAGENET if len(found.depths) == 3 else None
+    return RAW_PIXELS if kind == "keras" and found.name == "mlperf_resnet8" else None
+
+
+def _renamed(arrays: Arrays) -> tuple[Arrays, str]:
+    """The arrays by the names used here, and the format. Raises ValueError where two would have one name."""
     names, kind = _translate(list(arrays))
     new = {name: old for old, name in names.items()}
     if len(new) < len(names):
         old, name = next((old, name) for old, name in names.items() if new[name] != old)
-        raise WeightsError(f"weights: {path} holds {old!r} and {new[name]!r}, which both are {name!r} here: remove one")
+        raise ValueError(f"{old!r} and {new[name]!r} both are {name!r} here: remove one")
     arrays = {name: arrays[old] for name, old in new.items()}
-    found = identify(arrays)
-    fixed = kind == "akamaster" and found is not None and len(found.depths) == 3 and found.options["in_channels"] == 3
-    return Source(arrays, kind, IMAGENET if fixed else None, metadata)
+    if kind == "timm":
+        _check_timm(arrays)
+        arrays["fc.weight"] = arrays["fc.weight"].reshape(arrays["fc.weight"].shape[:2])  # a 1x1 convolution's
+    return arrays, kind
+
+
+def _check_timm(arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise ValueError for those of timm's resnetv2 that compute something else than our networks."""
+    if "layer1.0.conv3.weight" not in arrays or "layer1.0.downsample.0.weight" not in arrays:
+        raise ValueError("the shortcut of the first block passes its activation by in timm's resnetv2_18 and _34, and in "
+                         "no network here: take resnetv2_50, resnet18 or resnet34")
+    if "bn.running_mean" not in arrays or "bn1.weight" in arrays:
+        raise ValueError("timm's resnetv2 is there with group norm and without pre-activation too, and this is such a "
+                         "one: take the one with batch norm, resnetv2_50")
+    if arrays["fc.weight"].shape[2:] != (1, 1):
+        raise ValueError(f"'head.fc.weight' has shape {arrays['fc.weight'].shape}, expected (K, C, 1, 1)")
 
 
 def _translate(names: list[str]) -> tuple[dict[str, str], str]:
@@ -164,4 +223,14 @@ def _translate(names: list[str]) -> tuple[dict[str, str], str]:
     if "linear.weight" in new and "fc.weight" not in new:
         new = [re.sub(r"^linear\.", "fc.", name).replace(".shortcut.", ".downsample.") for name in new]
         kind = "akamaster"
+    if "stem.conv.weight" in new and "head.fc.weight" in new:
+        new = [_from_timm(name) for name in new]
+        kind = "timm"
     return dict(zip(names, new, strict=True)), kind
+
+
+def _from_timm(name: str) -> str:
+    name = re.sub(r"^stages\.([0-8])\.blocks\.", lambda stage: f"layer{int(stage[1]) + 1}.", name)
+    for pattern, here in TIMM_V2:
+        name = re.sub(pattern, here, name)
+    return name

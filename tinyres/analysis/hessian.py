@@ -8,7 +8,7 @@ as one eigenvalue has converged, and copies of it appear; so each new vector is 
 (full reorthogonalisation). It costs m^2 n operations and the memory of m vectors of n float64 numbers.
 
 How far a pair (theta, v) is from an eigenpair is known: |H v - theta v| = beta_m |last component of T's eigenvector|,
-and a symmetric matrix has an eigenvalue within this distance of theta.
+and a symmetric matrix has an eigenvalue within this distance of theta. Rounding adds about eps |H|.
 
 The kinks of ReLU are no trouble: the loss is smooth on either side of them, weights lie on one with probability zero,
 and hvp takes no step that could cross one. What it gives is the Hessian of the piece where the weights are. The loss of
@@ -33,6 +33,7 @@ from tinyres.kernels import layout
 from tinyres.nn import Module
 from tinyres.tensor import Tensor
 
+EPS = float(np.finfo(np.float64).eps)
 Product = Callable[[np.ndarray], np.ndarray]
 
 
@@ -62,8 +63,9 @@ def lanczos(product: Product, n: int, top: int, bottom: int = 0, iterations: int
     """
     k = top + bottom
     if top < 0 or bottom < 0 or not 1 <= k <= min(n, iterations):
-        raise ValueError(f"lanczos: {top} largest and {bottom} smallest eigenvalues, expected 1 to {min(n, iterations)} "
-                         f"together: the matrix has {n}, and {iterations} iterations give so many at most")
+        raise ValueError(f"lanczos: {top} largest and {bottom} smallest eigenvalues, expected 1 to "
+                         f"{min(n, iterations)} together: the matrix has {n}, and {iterations} iterations give so many "
+                         "at most")
     rng = np.random.Generator(np.random.Philox(seed))
     most = min(iterations, n)
     Q = np.empty((most, n))
@@ -87,7 +89,7 @@ def lanczos(product: Product, n: int, top: int, bottom: int = 0, iterations: int
         chosen = [*range(m, m - top, -1), *range(bottom - 1, -1, -1)]
         history.append([float(values[i]) if 0 <= i <= m and m + 1 >= k else np.nan for i in chosen])
         if m + 1 >= k:
-            residuals = beta * np.abs(vectors[-1, chosen])
+            residuals = beta * np.abs(vectors[-1, chosen]) + EPS * np.abs(values).max()
             done = bool((residuals <= tolerance * np.abs(values).max()).all()) and not (exhausted and m + 1 < most)
             if done or m + 1 == most:
                 pairs = vectors[:, chosen].T @ Q[:m + 1]
@@ -101,7 +103,7 @@ def _tridiagonal(diagonal: np.ndarray, beside: np.ndarray, m: int) -> np.ndarray
     return np.diag(diagonal[:m]) + np.diag(beside[:m - 1], 1) + np.diag(beside[:m - 1], -1)
 
 
-def _unit(v: np.ndarray) -> np.ndarray:
+def _unit(v: Any) -> np.ndarray:
     return v / np.linalg.norm(v)
 
 
@@ -124,8 +126,8 @@ class HessianProduct:
     def __init__(self, network: Module, images: Any, labels: Any, training: bool = False, batch: int | None = None):
         images, self.labels = arrays("hessian", images, labels)
         if training and batch is not None and batch < len(images):
-            raise ValueError(f"hessian: batch is {batch} for {len(images)} images, but in training mode batch norm needs "
-                             "them together: leave batch out, or give fewer images")
+            raise ValueError(f"hessian: batch is {batch} for {len(images)} images, but in training mode batch norm "
+                             "needs them together: leave batch out, or give fewer images")
         self.network, self.training = copy.deepcopy(network).double(), training
         self.images = images.astype(np.float64) if images.dtype.kind == "f" else images
         self.batch = batch or len(images)
@@ -133,8 +135,8 @@ class HessianProduct:
         trained = dict(self.network.named_parameters())
         self.parameters = [trained[name] for name in self.names]
         if not self.parameters:
-            raise ValueError(f"hessian: {type(network).__name__} has no parameter that requires a gradient, so its loss "
-                             "has no curvature: unfreeze it by requires_grad_()")
+            raise ValueError(f"hessian: {type(network).__name__} has no parameter that requires a gradient, so its "
+                             "loss has no curvature: unfreeze it by requires_grad_()")
         self.sizes = [p.data.size for p in self.parameters]
         self.n = sum(self.sizes)
 
@@ -153,7 +155,7 @@ class HessianProduct:
         """(n,) -> an array for each parameter, of its shape, memory order and device."""
         places = np.cumsum(self.sizes)[:-1]
         found = []
-        for piece, p in zip(np.split(vector, places), self.parameters):
+        for piece, p in zip(np.split(vector, places), self.parameters, strict=True):
             piece = layout.array_module(p.data).asarray(piece.reshape(p.shape))
             found.append(layout.channels_last(piece) if piece.ndim == 4 else piece)
         return found
@@ -163,8 +165,8 @@ class HessianProduct:
 class HessianSpectrum:
     """The extreme eigenvalues of the Hessian: `values`, the `top` largest first, then the others, down to the smallest.
 
-    residuals: |H v - value v|, an eigenvalue's distance at most; history: the values after 1, 2, ... products; converged:
-    whether every residual is below the tolerance times the largest |value|.
+    residuals: |H v - value v|, an eigenvalue's distance at most; history: the values after 1, 2, ... products;
+    converged: whether every residual is below the tolerance times the largest |value|.
     """
 
     values: list[float]
@@ -186,7 +188,8 @@ class HessianSpectrum:
         return found
 
     def __str__(self) -> str:
-        lines = [f"{value: .6g}  +- {error:.1e}" for value, error in zip(self.values, self.residuals)]
+        lines = [f"{value: .6g}  +- {error:.1e}"
+                 for value, error in zip(self.values, self.residuals, strict=True)]
         end = "converged" if self.converged else "NOT converged: allow more iterations"
         return "\n".join([*lines, f"{end} after {self.products} products, {self.parameters:,} parameters"])
 
@@ -209,7 +212,7 @@ def hessian_eigenvalues(network: Module, images: Any, labels: Any, k: int = 5, n
         found = lanczos(product, product.n, k, negative, min(iterations, product.n), tolerance, seed)
     finally:
         random.set_state(random_state)
-    vectors = [dict(zip(product.names, product.split(v))) for v in found.vectors]
+    vectors = [dict(zip(product.names, product.split(v), strict=True)) for v in found.vectors]
     return HessianSpectrum(found.values.tolist(), found.residuals.tolist(), k, found.history.tolist(), found.products,
                            found.converged, product.n, len(product.labels), training, seed, vectors)
 
@@ -237,7 +240,7 @@ def draw(result: HessianSpectrum, path: PathLike, title: str = "") -> None:
                        label=name if i == chosen[0] else None)
     spread = max(map(abs, result.values)) or 1.0
     for place, value in enumerate(result.values, 1):
-        left.annotate(f"{value:.3g}", (place, value), (0, 3 if value >= 0 else -3), textcoords="offset points",
+        left.annotate(f"{value:.2g}", (place, value), (0, 3 if value >= 0 else -3), textcoords="offset points",
                       ha="center", va="bottom" if value >= 0 else "top", fontsize=8)
     left.set_ylim(min(0.0, min(result.values)) - 0.12 * spread, max(0.0, max(result.values)) + 0.12 * spread)
     left.axhline(0, color="black", linewidth=0.8)

@@ -25,7 +25,7 @@ import numpy as np
 from tinyres.analysis.figure import new_figure, write_png
 from tinyres.analysis.untouched import Score, arrays, score, untouched
 from tinyres.files import PathLike
-from tinyres.models.blocks import Block, PlainBlock
+from tinyres.models.blocks import Block
 from tinyres.nn import Module
 from tinyres.state import no_grad
 from tinyres.tensor import Tensor
@@ -88,8 +88,8 @@ def lesion(network: Module, images: Any, labels: Any, several: Sequence[int] | N
 
     images: (N, C, H, W); labels: (N,). several, swaps: how many blocks to remove, how many exchanges to make, `trials`
     draws of each; by default 1, 2, 4, ... as far as there are blocks, and () for none. An exchange draws two places of
-    one type and shape that keep their shape. blocks: dotted names of modules to take as blocks; by default all residual
-    and plain blocks that lie in no other.
+    one type and shape that keep their shape. blocks: dotted names of modules to take as blocks; by default the
+    residual blocks, in a network without any the modules of its stages.
 
     The network is run in eval mode, and is afterwards as before. Raises ValueError if there are no blocks, or for a
     number of blocks that cannot be removed; AttributeError for a name that is not there.
@@ -118,9 +118,10 @@ def lesion(network: Module, images: Any, labels: Any, several: Sequence[int] | N
                         for chosen in _draw_sets(rng, removable, count, trials)] for count in counts}
         pairs = _exchangeable(places)
         exchanges = (_doubling(len(pairs)) if pairs else []) if swaps is None else swaps
-        if exchanges and not pairs:
-            raise ValueError("lesion: no two blocks have one type and one shape that they keep, so none can be "
-                             "exchanged: pass swaps=()")
+        for count in exchanges:
+            if not 1 <= count <= len(pairs):
+                raise ValueError(f"lesion: {count} exchanges cannot be made, expected 1 to {len(pairs)}, the pairs of "
+                                 "blocks of one type and one shape that they keep: pass swaps=() for none")
         swapped = {}
         for count in exchanges:
             orders = [_exchanged(rng, len(places), pairs, count) for _ in range(trials)]
@@ -159,12 +160,22 @@ def _exchangeable(places: list[Place]) -> list[tuple[int, int]]:
 
 
 def _exchanged(rng: np.random.Generator, n: int, pairs: list[tuple[int, int]], count: int) -> tuple[int, ...]:
-    """The order of n places after `count` random exchanges."""
+    """The order of n places after `count` random exchanges, no two of the same pair."""
     order = list(range(n))
-    for pair in rng.integers(0, len(pairs), count):
+    for pair in rng.choice(len(pairs), count, replace=False):
         i, j = pairs[pair]
         order[i], order[j] = order[j], order[i]
     return tuple(order)
+
+
+def _blocks(network: Module) -> dict[str, Module]:
+    """The residual blocks that lie in no other; of a network without any the modules of its stages."""
+    residual = {name: m for name, m in network.named_modules() if isinstance(m, Block)}
+    if not residual:
+        return {f"{stage}.{name}": m for stage in getattr(network, "stages", ())
+                for name, m in network.get_submodule(stage).named_children()}
+    within = {id(part) for block in residual.values() for part in block.modules() if part is not block}
+    return {name: m for name, m in residual.items() if id(m) not in within}
 
 
 class _Detour:
@@ -175,16 +186,10 @@ class _Detour:
 
     def __init__(self, network: Module, names: Sequence[str] | None):
         self.network = network
-        self.blocks: dict[str, Module]
-        if names is None:
-            blocks = {name: m for name, m in network.named_modules() if isinstance(m, (Block, PlainBlock))}
-            self.blocks = {name: m for name, m in blocks.items() if not any(
-                other is not m and any(part is m for part in other.modules()) for other in blocks.values())}
-        else:
-            self.blocks = {name: network.get_submodule(name) for name in names}
+        self.blocks = _blocks(network) if names is None else {name: network.get_submodule(name) for name in names}
         if not self.blocks:
-            raise ValueError(f"lesion: {type(network).__name__} has no residual or plain blocks: name the modules that "
-                             "count as such by blocks=[...]")
+            raise ValueError(f"lesion: {type(network).__name__} has no residual blocks and no stages: name the "
+                             "modules to remove by blocks=[...]")
         self.own = {name: block.forward for name, block in self.blocks.items()}
         self.calls: list[tuple[str, tuple[int, ...], tuple[int, ...]]] | None = None
         self.route: Mapping[int, Callable] = {}
@@ -280,15 +285,15 @@ def _error(found: Score) -> float:
 
 
 def _draw_single(axes: Any, result: Lesions) -> None:
-    """A point for each place: filled where the block keeps its shape, a square where it changes it."""
+    """A point for each place, a square where the block changes shape, a grey band where it cannot be removed."""
     for keeps, marker, label in ((True, "o", "keeps its shape"), (False, "s", "changes shape")):
         chosen = [t for t in result.single if result.places[t.removed[0]].keeps_shape == keeps]
         if chosen:
             axes.plot([t.removed[0] + 1 for t in chosen], [_error(t.score) for t in chosen], marker, markersize=6,
                       color="tab:blue" if keeps else "tab:orange", label=label)
     fixed = [i + 1 for i, place in enumerate(result.places) if not place.removable]
-    if fixed:
-        axes.plot(fixed, [50] * len(fixed), "x", color="grey", label="cannot be removed")
+    for i in fixed:
+        axes.axvspan(i - 0.2, i + 0.2, color="0.9", label="cannot be removed" if i == fixed[0] else None)
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlim(0.3, len(result.places) + 0.7)

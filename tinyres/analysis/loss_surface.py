@@ -45,8 +45,8 @@ def filterwise_direction(network: Module, rng: np.random.Generator) -> Direction
         drawn = drawn * (wanted / xp.sqrt((drawn * drawn).sum(axes, keepdims=True)))
         found[name] = (layout.channels_last(drawn) if drawn.ndim == 4 else drawn).astype(weight.dtype)
     if not found:
-        raise ValueError(f"loss_surface: {type(network).__name__} has no weights of two or more dimensions, so there is "
-                         "no filter to move")
+        raise ValueError(f"loss_surface: {type(network).__name__} has no weights of two or more dimensions, so there "
+                         "is no filter to move")
     return found
 
 
@@ -130,8 +130,8 @@ def loss_surface(network: Module, images: Any, labels: Any, steps: int = 21, spa
             found.append([])
             for a in x:
                 for name, parameter in parameters.items():
-                    parts = [(s, d[name]) for s, d in zip((float(a), float(b)), directions) if name in d and s]
-                    parameter.data = _moved(base[name], parts)
+                    parameter.data = _moved(base[name], [(s, d[name]) for s, d in zip((a, b), directions, strict=False)
+                                                         if name in d and s])
                 found[-1].append(score(network, images, labels, len(labels) if statistics == "batch" else batch))
     return LossSurface(x, y, np.array([[s.loss for s in row] for row in found]),
                        np.array([[s.accuracy for s in row] for row in found]), len(labels), statistics, seed)
@@ -210,20 +210,21 @@ def _draw_contours(named: Mapping[str, LossSurface]) -> Any:
     levels = np.geomspace(low, max(high, low * 1.01), 24)
     columns = min(len(named), 3)
     rows = -(-len(named) // columns)
-    figure = new_figure(0.9 + 3.7 * columns, 0.9 + 3.5 * rows)
+    figure = new_figure(1.2 + 3.7 * columns, 0.6 + 3.5 * rows)
     grid = figure.subplots(rows, columns, squeeze=False)
     filled = None
-    for axes, (name, one) in zip(grid.ravel(), named.items()):
+    for axes, (name, one) in zip(grid.ravel(), named.items(), strict=False):
         z = np.clip(np.where(np.isfinite(one.losses), one.losses, levels[-1]), levels[0], levels[-1])
         filled = axes.contourf(one.x, one.y, z, levels, norm=LogNorm(levels[0], levels[-1]), cmap="viridis_r")
-        lines = axes.contour(one.x, one.y, z, levels[1:-1:3], colors="black", linewidths=0.6, alpha=0.7)
+        lines = axes.contour(one.x, one.y, z, levels[2:-1:3], linewidths=0.7,
+                             colors=["black" if 2 * i < len(levels) else "white" for i in range(2, len(levels) - 1, 3)])
         axes.clabel(lines, fmt="%.2g", fontsize=7)
-        axes.plot(0, 0, "+", color="white", markersize=10, markeredgewidth=2)
+        axes.plot(0, 0, "X", color="white", markeredgecolor="black", markersize=8)
         axes.set_aspect("equal")
         axes.set_xlabel("step along direction 1")
         axes.set_ylabel("step along direction 2")
         share = "" if math.isnan(one.concave_share) else f", concave at {one.concave_share:.0%}"
-        axes.set_title(f"{name + ': ' if name else ''}loss {one.centre:.3g} at +{share}", fontsize=9, parse_math=False)
+        axes.set_title(f"{name + ': ' if name else ''}loss {one.centre:.3g} at the cross{share}", fontsize=9, parse_math=False)
     for axes in list(grid.ravel())[len(named):]:
         axes.set_axis_off()
     bar = figure.colorbar(filled, ax=grid.ravel().tolist(), shrink=0.8, format="%.2g")

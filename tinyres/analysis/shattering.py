@@ -68,8 +68,8 @@ def shattering(network: Module, start: Any, end: Any, points: int = 256, lags: i
     """
     first, last = (host(x.data if isinstance(x, Tensor) else np.asarray(x)) for x in (start, end))
     if first.shape != last.shape or np.array_equal(first, last):
-        raise ValueError(f"shattering: start and end have shapes {first.shape} and {last.shape}, expected two different "
-                         "inputs of one shape, without the batch's axis")
+        raise ValueError(f"shattering: start and end have shapes {first.shape} and {last.shape}, expected two "
+                         "different inputs of one shape, without the batch's axis")
     if not 1 <= lags < points - 1:
         raise ValueError(f"shattering: {points} points have no lag {lags}, expected 1 <= lags < points - 1")
     if statistics not in STATISTICS:
@@ -86,7 +86,7 @@ def shattering(network: Module, start: Any, end: Any, points: int = 256, lags: i
         if y.ndim != 2 or not 0 <= output < y.shape[1]:
             raise ValueError(f"shattering: the network gives {tuple(y.shape)}, which has no output {output}: expected "
                              "(points, outputs)")
-        gradients = host(autograd.grad(y[:, output].sum(), x)[0].data)  # type: ignore[index, union-attr]
+        gradients = host(autograd.grad(y[:, output].sum(), x)[0].data)  # type: ignore[union-attr]
     g = gradients.reshape(points, -1).astype(np.float64)
     direction = (last.astype(np.float64) - first).reshape(-1)
     length = float(np.linalg.norm(direction))
@@ -106,8 +106,8 @@ def autocorrelation(gradients: np.ndarray, lags: int) -> np.ndarray:
     centred = g - g.mean(axis=0)
     size = np.abs(centred).max()
     if size <= 1e-12 * np.abs(g).max() or size == 0:
-        raise ValueError("shattering: the gradient is the same all along the line, so it has no autocorrelation: take a "
-                         "longer line")
+        raise ValueError("shattering: the gradient is the same all along the line, so it has no autocorrelation: take "
+                         "a longer line")
     centred /= size  # a gradient of 1e200 has no square
     power = np.vdot(centred, centred)
     return np.array([np.vdot(centred[:len(g) - k], centred[k:]) / power for k in range(lags + 1)])
@@ -165,7 +165,8 @@ def draw(results: Shattering | Mapping[str, Sequence[Shattering]], path: PathLik
         size = np.abs(found[0].along).max() or 1.0
         panel.plot(found[0].positions, found[0].along / size, color=color, linewidth=0.9)
         panel.set_ylim(-1.15, 1.15)
-        panel.set_title(f"{name + ': ' if name else ''}largest {size:.2g}", fontsize=9, loc="left", parse_math=False)
+        panel.set_title(f"{name + ': ' if name else ''}largest |dy/dx| {size:.2g}", fontsize=9, loc="left",
+                        parse_math=False)
         panel.grid(alpha=0.3)
         curves = np.array([one.autocorrelation for one in found])
         lags = np.arange(curves.shape[1])
@@ -179,7 +180,7 @@ def draw(results: Shattering | Mapping[str, Sequence[Shattering]], path: PathLik
     axes.set_ylabel("autocorrelation of dy/dx")
     axes.set_ylim(min(-0.3, axes.get_ylim()[0]), 1.05)
     axes.grid(alpha=0.3)
-    legend = axes.legend(fontsize=8)
+    legend = right.legend(fontsize=8, loc="outside upper center", ncols=2)
     for text in legend.get_texts():
         text.set_parse_math(False)
     seeds = max(len(found) for found in groups.values())

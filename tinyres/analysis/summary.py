@@ -2,32 +2,39 @@
 
 One forward pass of a copy of the network is watched, nothing is calculated layer by layer: a hook on every module sees
 its output, takes the nodes of the graph that were made since its inputs (its children took theirs before), and adds up
-what they keep. So an op that a block calls itself, an addition or a pooling, has a row of its own.
+what they keep. So an op that a block calls itself, an addition or a pooling, has a row of its own. A parameter that
+several calls use is counted at the first; at the others the row says that it is shared.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from tinyres import nn, weights
+from tinyres import nn
+from tinyres.analysis.which import published_costs, which
 from tinyres.graph import topological_order
 from tinyres.kernels import use_kernels
-from tinyres.models.blocks import PlainBlock
+from tinyres.ops.conv import Conv2d, Conv2dInputGrad
+from tinyres.ops.linear import Matmul
 from tinyres.state import enable_grad
 from tinyres.tensor import Tensor
 
 COLUMNS = ("layer", "type", "output", "parameters", "multiply-adds", "kept bytes")
+SHARED = "(shared)"  # in the place of a number of parameters
 
 
 @dataclass(frozen=True)
 class Row:
-    """One call of a layer, or the ops that a module calls itself. kept_bytes: what these are the first to keep."""
+    """One call of a layer, or the ops that a module calls itself. kept_bytes: what these are the first to keep.
+
+    shared: it uses parameters of its own that an earlier row counts.
+    """
 
     name: str
     type: str
@@ -35,6 +42,7 @@ class Row:
     parameters: int
     multiply_adds: int
     kept_bytes: int
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class Summary:
 
     multiply_adds: of convolutions and linear layers in one forward pass of the batch; a backward pass costs about twice
     as much. kept_bytes: activations that wait for backward, the input included; parameters are not. which: what network
-    this is, "" if its parameters' names are not a ResNet's.
+    this is, "" if it is none of tinyres.models. published: what papers print of this very network, a sentence each.
     """
 
     rows: list[Row]
@@ -53,6 +61,7 @@ class Summary:
     multiply_adds: int
     kept_bytes: int
     which: str
+    published: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, as JSON can hold it."""
@@ -68,13 +77,17 @@ class Summary:
         rule = "-" * max(len(line) for line in lines)
         frozen = f" ({self.trainable:,} trained, the others frozen)" if self.trainable != self.parameters else ""
         heading = [self.which] if self.which else []
-        heading.append(f"input {_times(self.input)}, {self.parameters:,} parameters{frozen}")
+        shared = ", shared ones counted once" if any(row.shared for row in self.rows) else ""
+        heading.append(f"input {_times(self.input)}, {self.parameters:,} parameters{frozen}{shared}")
+        heading += [f"published: {text}" for text in self.published]
         return "\n".join([*heading, rule, lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    counts = (f"{n:,}" if n else "" for n in (row.parameters, row.multiply_adds, row.kept_bytes))
-    return row.name, row.type, _times(row.output), *counts
+    parameters, *costs = (f"{n:,}" if n else "" for n in (row.parameters, row.multiply_adds, row.kept_bytes))
+    if row.shared:
+        parameters = f"{parameters} {SHARED}".strip()
+    return row.name, row.type, _times(row.output), parameters, *costs
 
 
 def _times(shape: Sequence[int]) -> str:
@@ -94,23 +107,28 @@ class _Watch:
             module.register_forward_hook(self.after)
 
     def after(self, module: nn.Module, args: tuple, output: Any) -> None:
-        if not isinstance(output, Tensor):
-            raise TypeError(f"summary: {type(module).__name__} returned {type(output).__name__}, expected one Tensor")
-        inputs = [x for x in args if isinstance(x, Tensor)]
-        nodes = self._new_nodes(inputs, output)
-        own = [p for p in module._parameters.values() if p is not None and id(p) not in self.counted]
+        outputs = list(output) if isinstance(output, (tuple, list)) else [output]
+        strange = next((x for x in outputs if not isinstance(x, Tensor)), None)
+        if strange is not None or not outputs:
+            raise TypeError(f"summary: {type(module).__name__} returned {type(strange).__name__}, expected a Tensor or "
+                            "a tuple of Tensors")
+        inputs = [x for x in _flat(args) if isinstance(x, Tensor)]
+        nodes = self._new_nodes(inputs, outputs)
+        parameters = [p for p in module._parameters.values() if p is not None]
+        own = [p for p in parameters if id(p) not in self.counted]
         self.counted |= {id(p) for p in own}
         if nodes or own:
             leaf = not any(True for _ in module.children())
             made = type(module).__name__ if leaf else ", ".join(node.name for node in reversed(nodes))
-            shape = tuple(output.shape if leaf or not nodes else nodes[0].shape)  # nodes: the last op first
+            shape = tuple(outputs[0].shape if leaf or not nodes else nodes[0].shape)  # nodes: the last op first
             self.rows.append(Row(self.names[id(module)] or "(network)", made, shape, sum(p.data.size for p in own),
-                                 _multiply_adds(module, inputs, output), sum(self._first_kept(node) for node in nodes)))
+                                 _multiply_adds(module, inputs, outputs[0], nodes),
+                                 sum(self._first_kept(node) for node in nodes), len(own) < len(parameters)))
 
-    def _new_nodes(self, inputs: list[Tensor], output: Tensor) -> list[Any]:
-        """The nodes between the inputs and the output that no module inside this one made."""
+    def _new_nodes(self, inputs: list[Tensor], outputs: list[Tensor]) -> list[Any]:
+        """The nodes between the inputs and the outputs that no module inside this one made."""
         edges = frozenset(x.node for x in inputs if x.node is not None)
-        order = [] if output.node is None else topological_order([output.node], edges)
+        order = topological_order([x.node for x in outputs if x.node is not None], edges)
         new = [n for n in order if not isinstance(n, Tensor) and n not in edges and id(n) not in self.claimed]
         self.claimed |= {id(n) for n in new}
         return new
@@ -129,37 +147,47 @@ def _address(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
 
 
-def _multiply_adds(module: nn.Module, inputs: list[Tensor], output: Tensor) -> int:
+def _flat(args: Any) -> Iterator[Any]:
+    for x in args:
+        if isinstance(x, (tuple, list)):
+            yield from _flat(x)
+        else:
+            yield x
+
+
+def _multiply_adds(module: nn.Module, inputs: list[Tensor], output: Tensor, nodes: Sequence[Any]) -> int:
     """Each number of a weight matrix or kernel is used once at every position: of the output, or, where the convolution
-    is transposed, of the input. Axis 0 of the weight is that side's channels."""
+    is transposed, of the input. Axis 0 of the weight is that side's channels.
+
+    A module without a `weight` is asked through its nodes: convolutions and products with a parameter.
+    """
     weight = module._parameters.get("weight")
     if weight is None or weight.ndim < 2:
-        return 0
+        return sum(_of_node(node) for node in nodes)
     side = inputs[0] if isinstance(module, nn.ConvTranspose2d) else output
     return math.prod(side.shape) // weight.shape[0] * weight.data.size
 
 
-def which(model: nn.Module) -> str:
-    """Which ResNet this is, in a phrase; "" if the names of its parameters are not a ResNet's."""
-    state = {name: t.data for name, t in (*model.named_parameters(), *model.named_buffers())}
-    found = weights.identify(state)
-    if found is None:
-        return ""
-    plain = any(isinstance(module, PlainBlock) for module in model.modules())
-    kind = "plain" if plain else "pre-activation ResNet" if "bn.weight" in state else "ResNet"
-    source = "He et al. 2016" if kind.startswith("pre-") else "He et al. 2015"
-    layers = 9 if "layer1.0.conv3.weight" in state else 6
-    n = found.depths[0]
-    form = (f"{layers}n+2 layers with n = {n}" if set(found.depths) == {n} and len(found.depths) == 3
-            else f"stages of {', '.join(map(str, found.depths))} blocks")
-    widths = f", {'/'.join(map(str, found.widths))} channels" if not found.name else ""
-    shortcuts = ", no shortcuts" if plain else f", shortcut option {found.options['option']}"
-    stem = ", CIFAR stem" if found.options.get("cifar_stem") else ""
-    return f"{kind}-{found.layers} ({source}): {form}{widths}{shortcuts}{stem}"
+def _of_node(node: Any) -> int:
+    """Multiply-adds of a convolution, transposed convolution or matrix product whose second factor is a parameter."""
+    if not isinstance(node, (Conv2d, Conv2dInputGrad, Matmul)):
+        return 0
+    at = node.edges[1]
+    while at is not None and not isinstance(at, Tensor) and len(at.edges) == 1:  # transposed, in another memory order
+        at = at.edges[0]
+    if not isinstance(at, Tensor):
+        return 0
+    first, second = (saved.array for saved in node._saved)
+    if isinstance(node, Matmul):
+        return math.prod(node.shape) * first.shape[-1]
+    return math.prod(node.shape if isinstance(node, Conv2d) else first.shape) // second.shape[0] * second.size
 
 
-def summary(model: nn.Module, input_shape: Sequence[int], batch: int = 1) -> Summary:
-    """What a training step of `model` costs for images of shape (C, H, W), `batch` of them.
+def summary(model: nn.Module, input_shape: Sequence[int], batch: int = 1, name: str = "") -> Summary:
+    """What a training step of `model` costs for images of shape (C, H, W), or rows of shape (C,), `batch` of them.
+
+    name: that with which models.build makes the network, where it is known; it then stands in front of `which`, and is
+    looked up among the papers' numbers. Where the model itself tells that it is a ResNet of a paper, no name is needed.
 
     The model itself is not touched: a copy runs once in training mode, on zeros, with NumPy kernels (no compilation).
     Raises what the model raises for an input that does not fit it.
@@ -173,6 +201,9 @@ def summary(model: nn.Module, input_shape: Sequence[int], batch: int = 1) -> Sum
     with use_kernels("im2col"), enable_grad():
         twin(Tensor(np.zeros(shape, parameters[0].dtype if parameters else "float32")))
     rows = watch.rows
+    found = which(model)
     return Summary(rows, shape, sum(p.data.size for p in parameters),
                    sum(p.data.size for p in parameters if p.requires_grad),
-                   sum(row.multiply_adds for row in rows), sum(row.kept_bytes for row in rows), which(model))
+                   sum(row.multiply_adds for row in rows), sum(row.kept_bytes for row in rows),
+                   f"{name}: {found}" if name and found else name or found,
+                   published_costs(model, shape, name))

@@ -8,8 +8,8 @@ as in a concatenation of blocks, has nothing to do with the fork inside. At the 
     cut      a leaf of the same values. The fork's gradient is then the branch's alone, the leaf's the shortcut's.
     blocked  the same values without a gradient. Backward sees the branch alone.
 
-Without hooks of its own and without a copy of the network; running statistics, modes and the random state are the
-business of tinyres.analysis.untouched.
+For instruments that need no fork there is `calls`: the output of every layer and block. Running statistics, modes and
+the random state are the business of tinyres.analysis.untouched.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from tinyres import ops
 from tinyres.graph import Handle
-from tinyres.models.blocks import Block
+from tinyres.models.blocks import Block, PlainBlock
 from tinyres.nn import Module
 from tinyres.operands import type_name
 from tinyres.tensor import Tensor
@@ -105,8 +105,6 @@ class _Watcher:
                     self.handles.append(module.shortcut.register_forward_hook(self.behind_shortcut))
 
     def enter(self, block: Any, args: tuple) -> tuple:
-        if self.running and self.running[-1][1].block is block:
-            self.running.pop()  # an error ended that call
         source = args[0]
         tap = Tap(self.names[id(block)], block, source, ops.alias(source))
         self.running.append((len(self.taps), tap))
@@ -137,6 +135,47 @@ class _Watcher:
 
     def _who(self, tap: Tap) -> str:
         return f"{type(tap.block).__name__} {tap.name!r}"
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a layer, or of a block, with or without a shortcut, as `is_block` tells."""
+
+    name: str
+    type: str
+    is_block: bool
+    input: Tensor
+    output: Tensor
+
+
+@contextlib.contextmanager
+def calls(network: Module) -> Iterator[list[Call]]:
+    """Inside, each call of a block, and of a layer (a module without modules), is added to the list as it ends. One
+    that hands its input on as it is, like nn.Identity, is left out.
+
+    A block is a Block, a PlainBlock, or what stands in one of the network's `stages`.
+    """
+    if not isinstance(network, Module):
+        raise TypeError(f"calls: expected a network, got {type_name(network)}: pass an nn.Module, like "
+                        "models.resnet20()")
+    found: list[Call] = []
+    names = {id(module): name for name, module in network.named_modules()}
+    blocks = {id(module) for module in network.modules() if isinstance(module, (Block, PlainBlock))}
+    for stage in getattr(network, "stages", ()):
+        blocks |= {id(module) for module in network.get_submodule(stage).children()}
+
+    def after(module: Module, args: tuple, output: Any) -> None:
+        if isinstance(output, Tensor) and args and isinstance(args[0], Tensor) and output is not args[0]:
+            kind = type(module).__name__
+            found.append(Call(names[id(module)] or kind, kind, id(module) in blocks, args[0], output))
+
+    handles = [module.register_forward_hook(after) for module in network.modules()
+               if id(module) in blocks or not any(True for _ in module.children())]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def objective(output: Tensor, labels: Any) -> Tensor:

@@ -119,7 +119,5 @@ def _normalised_for(source: Any, dataset: Any) -> Any:
 
 def check_out(path: Path | None) -> None:
     """Raise the error for a figure that could not be written, before anything is computed."""
-    if path is not None:
-        if path.suffix.lower() != ".png" or not path.absolute().parent.is_dir():
-            raise typer.BadParameter(f"{path} is not a .png file in a folder that exists.", param_hint="--out")
-        setup.need("matplotlib", "plot", "--out")
+    if path is not None and (path.suffix.lower() != ".png" or not path.absolute().parent.is_dir()):
+        raise typer.BadParameter(f"{path} is not a .png file in a folder that exists.", param_hint="--out")

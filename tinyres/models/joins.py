@@ -63,7 +63,7 @@ class ScaledAdd(nn.Module):
 
 
 class LearnedScaledAdd(nn.Module):
-    """shortcut + scale * branch, with one learned number a block, which starts at `initial`.
+    """shortcut + scale * branch, with one learned number a block, `scale` (1,), which starts at `initial`.
 
     At 0 the block starts as its shortcut and the branch's weights get no gradient, but the scale does: d scale =
     <upstream, branch>. After one step the branch learns too. SkipInit (De & Smith 2020, "Batch normalization biases
@@ -73,7 +73,7 @@ class LearnedScaledAdd(nn.Module):
     def __init__(self, initial: float = 0.0):
         super().__init__()
         self.initial = finite("LearnedScaledAdd", "initial", initial)
-        self.scale = nn.Parameter(np.full((), self.initial, np.float32))
+        self.scale = nn.Parameter(np.full(1, self.initial, np.float32))
 
     def forward(self, shortcut: Any, branch: Any) -> Any:
         return shortcut + self.scale * branch

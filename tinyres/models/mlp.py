@@ -13,11 +13,13 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from tinyres import nn, ops
 from tinyres.models.blocks import Block
+from tinyres.models.shared import Borrowed, owner_of
 from tinyres.nn.options import number, positive
 from tinyres.tensor import Tensor
 
@@ -29,10 +31,10 @@ def inverse_sqrt(depth: int) -> float:
 
 
 def hidden_linear(width: int) -> nn.Linear:
-    """A linear layer (N, C) -> (N, C) to follow a ReLU, C = `width`: weight from N(0, 2 / C), bias 0 (He et al. 2015)."""
+    """A linear layer (N, C) -> (N, C) behind a ReLU, C = `width`: weight from N(0, 2 / C), bias 0."""
     linear = nn.Linear(width, width)
     nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
-    nn.init.zeros_(linear.bias)
+    nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
     return linear
 
 
@@ -40,12 +42,12 @@ def hidden_linear(width: int) -> nn.Linear:
 
 
 class MLPBlock(Block):
-    """x + a (W relu(x) + b) with a fixed `a`; (N, C) -> (N, C). `linear` is W and b; several blocks may share it."""
+    """x + a (W relu(x) + b) with a fixed `a`; (N, C) -> (N, C). `linear` is W and b; it may be Borrowed."""
 
-    def __init__(self, linear: nn.Linear, a: float = 1.0):
+    def __init__(self, linear: nn.Module, a: float = 1.0):
         super().__init__()
         self.linear, self.downsample = linear, nn.Identity()
-        self.a = finite(type(self).__name__, a)
+        self.a: Any = finite(type(self).__name__, a)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.shortcut(x) + self.a * self.linear(ops.relu(x))
@@ -54,8 +56,8 @@ class MLPBlock(Block):
         return self.shortcut(x)
 
     def zero_branch_(self) -> None:
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        for parameter in owner_of(self.linear).parameters():
+            nn.init.zeros_(parameter)
 
     def extra_repr(self) -> str:
         return f"a={self.a:g}"
@@ -64,9 +66,9 @@ class MLPBlock(Block):
 class LearnedMLPBlock(MLPBlock):
     """MLPBlock whose `a` is a parameter of shape (); ReZero if it starts from 0, where the block is an identity."""
 
-    def __init__(self, linear: nn.Linear, a: float = 0.0):
+    def __init__(self, linear: nn.Module, a: float = 0.0):
         super().__init__(linear, a)
-        self.a = nn.Parameter(np.full((), a, linear.weight.dtype))
+        self.a = nn.Parameter(np.full((), a, np.float32))
 
     def zero_branch_(self) -> None:
         nn.init.zeros_(self.a)  # zeroing W as well would leave both without a gradient
@@ -78,7 +80,7 @@ class LearnedMLPBlock(MLPBlock):
 class PlainMLPBlock(nn.Module):
     """MLPBlock without the addition: W relu(x) + b; (N, C) -> (N, C)."""
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, linear: nn.Module):
         super().__init__()
         self.linear = linear
 
@@ -142,18 +144,22 @@ def rezero_mlp(num_classes=10, in_features=64, depth=18, width=100):
     return MLP([LearnedMLPBlock(hidden_linear(width)) for _ in range(depth)], width, num_classes, in_features)
 
 
+def one_linear(depth: int, width: int) -> list[nn.Module]:
+    """A hidden linear layer and depth - 1 more uses of it."""
+    linear = hidden_linear(width)
+    return [linear, *(Borrowed(linear) for _ in range(depth - 1))]
+
+
 def shared_mlp(num_classes=10, in_features=64, depth=18, width=100):
     """plain_mlp whose hidden linear layers are one, used `depth` times: width^2 + width parameters, whatever depth."""
     positive("shared_mlp", depth=depth, width=width)
-    linear = hidden_linear(width)
-    return MLP([PlainMLPBlock(linear) for _ in range(depth)], width, num_classes, in_features)
+    return MLP([PlainMLPBlock(linear) for linear in one_linear(depth, width)], width, num_classes, in_features)
 
 
 def shared_residual_mlp(num_classes=10, in_features=64, depth=18, width=100, a=1.0):
     """residual_mlp whose hidden linear layers are one, used `depth` times."""
     positive("shared_residual_mlp", depth=depth, width=width)
-    linear = hidden_linear(width)
-    return MLP([MLPBlock(linear, a) for _ in range(depth)], width, num_classes, in_features)
+    return MLP([MLPBlock(linear, a) for linear in one_linear(depth, width)], width, num_classes, in_features)
 
 
 NETWORKS = (residual_mlp, plain_mlp, learned_scale_mlp, rezero_mlp, shared_mlp, shared_residual_mlp)

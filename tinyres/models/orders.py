@@ -16,8 +16,16 @@ a network follow the paper's appendix: where a ReLU opens the branch, the first 
 from __future__ import annotations
 
 from tinyres import nn, ops
-from tinyres.models.blocks import BasicBlock, Block, Bottleneck, PreActBasicBlock, PreActBottleneck
-from tinyres.models.preact import cifar_preact_resnet
+from tinyres.models import preact
+from tinyres.models.blocks import (
+    BasicBlock,
+    Block,
+    Bottleneck,
+    PreActBasicBlock,
+    PreActBottleneck,
+    ShortcutOption,
+    preact_shortcut_b,
+)
 from tinyres.models.resnet import CIFAR_WIDTHS, OPTIONS, Residual, ResNet, blocks_per_stage, shortcut_option
 from tinyres.tensor import Tensor
 
@@ -27,8 +35,12 @@ from tinyres.tensor import Tensor
 class BNAfterAdditionBlock(BasicBlock):
     """relu(BN(shortcut(x) + F(x))), F = conv BN ReLU conv (figure 4b); (N, C, H, W) -> (N, K, P, Q).
 
-    The batch norm is on the route past the block and changes what passes there.
+    The batch norm is on the route past the block and changes what passes there. A projection is a bare 1x1 convolution:
+    a batch norm of its own would add a shift that the one behind the addition takes off again.
     """
+
+    def __init__(self, C: int, K: int, stride: int = 1, shortcut: nn.Module | None = None):
+        super().__init__(C, K, stride, preact_shortcut_b(C, K, stride) if shortcut is None else shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.bn1(self.conv1(x), relu=True)
@@ -43,6 +55,9 @@ class BNAfterAdditionBlock(BasicBlock):
 
 class BNAfterAdditionBottleneck(Bottleneck):
     """relu(BN(shortcut(x) + F(x))), F = a bottleneck without its last BN; (N, C, H, W) -> (N, K, P, Q)."""
+
+    def __init__(self, C: int, K: int, stride: int = 1, shortcut: nn.Module | None = None):
+        super().__init__(C, K, stride, preact_shortcut_b(C, K, stride) if shortcut is None else shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.bn1(self.conv1(x), relu=True)
@@ -135,10 +150,11 @@ def _choose(name: str, basic: type[Block], wide: type[Block], bottleneck: bool) 
 
 
 def _ordered(network: type[ResNet], name: str, basic: type[Block], wide: type[Block], depth: int, num_classes: int,
-             in_channels: int, option: str, bottleneck: bool) -> ResNet:
+             in_channels: int, option: str, bottleneck: bool,
+             options: dict[str, ShortcutOption] = OPTIONS) -> ResNet:
     block, layers = _choose(name, basic, wide, bottleneck)
     n = blocks_per_stage(depth, layers, name)
-    return network(Residual(block, shortcut_option(OPTIONS, option)), [n] * 3, CIFAR_WIDTHS, num_classes, in_channels,
+    return network(Residual(block, shortcut_option(options, option)), [n] * 3, CIFAR_WIDTHS, num_classes, in_channels,
                    True)
 
 
@@ -151,7 +167,7 @@ def original_resnet(depth=20, num_classes=10, in_channels=3, option="A", bottlen
 def bn_after_addition_resnet(depth=20, num_classes=10, in_channels=3, option="A", bottleneck=False):
     """Order (b): batch norm behind the addition, on the route past the blocks."""
     return _ordered(ResNet, "bn_after_addition_resnet", BNAfterAdditionBlock, BNAfterAdditionBottleneck, depth,
-                    num_classes, in_channels, option, bottleneck)
+                    num_classes, in_channels, option, bottleneck, preact.OPTIONS)
 
 
 def relu_before_addition_resnet(depth=20, num_classes=10, in_channels=3, option="A", bottleneck=False):
@@ -171,7 +187,7 @@ def full_preactivation_resnet(depth=20, num_classes=10, in_channels=3, option="A
     name = "full_preactivation_resnet"
     block, layers = _choose(name, PreActBasicBlock, PreActBottleneck, bottleneck)
     blocks_per_stage(depth, layers, name)
-    return cifar_preact_resnet(depth, num_classes, option, in_channels, block=block)
+    return preact.cifar_preact_resnet(depth, num_classes, option, in_channels, block=block)
 
 
 NETWORKS = (original_resnet, bn_after_addition_resnet, relu_before_addition_resnet, relu_only_preactivation_resnet,

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from tinyres import data, models, nn, optim, random
 from tinyres.train import evaluate, train
 
@@ -44,9 +46,9 @@ RECIPES = {
 }
 
 
-def recipe(budget: str, **changes: Any) -> Recipe:
-    """The recipe of a budget; the changes are to "small" alone, as the others keep theirs."""
-    return replace(RECIPES[budget], **changes) if budget == "small" else RECIPES[budget]
+def recipe(budget: str, epochs: int, **changes: Any) -> Recipe:
+    """The recipe of a budget with changes; so many epochs in "small" alone, as the others have their own."""
+    return replace(RECIPES[budget], **({"epochs": epochs} if budget == "small" else {}), **changes)
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,9 @@ class Network:
 
     def build(self, images: data.Dataset) -> nn.Module:
         """The network for a data set's images, its weights drawn from the library's generator."""
-        channels, height, width = images.images.shape[1:]
+        C, H, W = images.images.shape[1:]
         takes = inspect.signature(getattr(models, models.known_name(self.name))).parameters
-        of_data = {"num_classes": len(images.classes), "in_channels": channels, "in_features": channels * height * width}
+        of_data = {"num_classes": len(images.classes), "in_channels": C, "in_features": C * H * W}
         given = {key: value for key, value in of_data.items() if key in takes}
         return models.build(self.name, **given, **self.options)
 
@@ -89,7 +91,8 @@ def fit(built: nn.Module, plan: Recipe, seed: int) -> dict[str, float]:
     """
     training, test = (split.to(plan.device) for split in splits(plan))
     built.to(plan.device)
-    loader = data.Loader(training, plan.batch, True, seed, data.augment.standard(training) if plan.augment else (), True)
+    transforms = data.augment.standard(training) if plan.augment else ()
+    loader = data.Loader(training, plan.batch, True, seed, transforms, True)
     optimizer = optim.SGD(built.named_parameters(), plan.lr, 0.9, plan.weight_decay, True)
     schedule = optim.CosineAnnealingLR(optimizer, plan.epochs * len(loader))
     diverged = 0.0
@@ -97,7 +100,8 @@ def fit(built: nn.Module, plan: Recipe, seed: int) -> dict[str, float]:
         train(built, loader, optimizer, plan.epochs, schedule=schedule)
     except FloatingPointError:
         diverged = 1.0
-    fitted, held_out = evaluate(built, training), evaluate(built, test)
+    with np.errstate(all="ignore"):  # a network that diverged may overflow
+        fitted, held_out = evaluate(built, training), evaluate(built, test)
     return {"train loss": finite(fitted.loss), "train error": 100 * (1 - fitted.accuracy),
             "test error": 100 * (1 - held_out.accuracy), "diverged": diverged}
 
@@ -113,8 +117,13 @@ def compare(variants: Mapping[str, Network], plan: Recipe, seed: int) -> dict[st
     for name, variant in variants.items():
         random.manual_seed(seed)
         built = variant.build(splits(plan)[0])
-        found[name] = fit(built, plan, seed) | {"parameters": float(sum(p.data.size for p in built.parameters()))}
+        found[name] = fit(built, plan, seed) | {"parameters": count(built)}
     return found
+
+
+def count(built: nn.Module) -> float:
+    """How many parameters a network has; a shared one counts once."""
+    return float(sum(p.data.size for p in built.parameters()))
 
 
 def in_words(variants: Mapping[str, Network], plan: Recipe) -> str:
