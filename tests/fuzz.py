@@ -39,8 +39,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, al
 import fuzz_inputs  # noqa: E402
 from fuzz_data import DATA, Files, Reader  # noqa: E402
 from fuzz_runs import RUNS  # noqa: E402
+from fuzz_torch import TORCH  # noqa: E402
 
-READERS = {**DATA, **RUNS}
+READERS = {**DATA, **RUNS, **TORCH}
 MEMORY = 512 << 20  # bytes above what the process had before the call
 SECONDS = 5.0  # of processor time a call; of real time twelve times as much, as the machine may be busy
 KEPT = 400  # inputs that are changed further

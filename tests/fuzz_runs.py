@@ -51,7 +51,7 @@ def read_weights(network: Any, folder: Path) -> tuple[Any, ...]:
 
 def check_source(source: Any) -> None:
     """The contract of weights.Source."""
-    assert source.format in ("tinyres", "wrapped", "akamaster")
+    assert source.format in ("tinyres", "wrapped", "akamaster", "timm", "keras")
     for name, array in source.arrays.items():
         assert isinstance(name, str) and isinstance(array, np.ndarray) and array.dtype.kind in "biufc", array.dtype
     assert isinstance(source.config, dict)
@@ -87,6 +87,8 @@ def safetensors() -> Reader:
 
 def odd_names() -> list[dict[str, np.ndarray]]:
     """Arrays whose names are nearly those of a network."""
+    from tinyres import keras_names
+
     stem, empty = np.zeros((2, 3, 3, 3), np.float32), np.zeros((), np.float32)
     return [
         {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros((), np.int64)},
@@ -98,6 +100,12 @@ def odd_names() -> list[dict[str, np.ndarray]]:
         {"conv1.weight": stem, "fc.weight": stem, "layer\u0661.0.conv1.weight": stem},
         {"linear.weight": stem, "layer1.0.shortcut.0.weight": stem, "layer1.0.downsample.0.weight": stem},
         {f"x{i}" + "y" * 200: empty for i in range(3000)},
+        {f"{layer}/kernel:0": stem for layer in keras_names.MLPERF_RESNET8},
+        {f"{layer}/kernel:0": empty for layer in keras_names.MLPERF_RESNET8},
+        {f"{layer}/bias:0": stem for layer in keras_names.MLPERF_RESNET8} | {"dense/kernel:0": stem[0, 0]},
+        {"conv2d_" + "9" * 5000 + "/kernel": stem}, {"/kernel": stem}, {"conv2d\n_1/kernel": stem, "x/": stem},
+        {"stem.conv.weight": stem, "head.fc.weight": empty, "stages.0.blocks.0.conv3.weight": stem,
+         "stages.0.blocks.0.downsample.conv.weight": stem, "norm.running_mean": empty},
     ]
 
 

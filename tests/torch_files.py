@@ -66,7 +66,8 @@ def code(value):
         if -(2**31) <= value < 2**31:
             return b"J" + struct.pack("<i", value)
         digits = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
-        return b"\x8a" + bytes([len(digits)]) + digits
+        short = len(digits) < 256
+        return (b"\x8a" + bytes([len(digits)]) if short else b"\x8b" + struct.pack("<i", len(digits))) + digits
     if isinstance(value, float):
         return b"G" + struct.pack(">d", value)
     if isinstance(value, str):

@@ -8,7 +8,8 @@
     LAYER/moving_mean, moving_variance        MODULE.running_mean, running_var
 
 A name may end in ":0" and have folders in front, as in HDF5 files. Layers without a name of their own are numbered by
-Keras in the order in which a session made them; only that order counts here: conv2d_7 and conv2d_9 alone are conv2d and conv2d_1.
+Keras in the order in which a session made them; only that order counts here: a file whose first convolution is conv2d_7
+is read as if that were conv2d.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ from tinyres.files import PathLike, write_atomically
 from tinyres.nn import Module
 from tinyres.onnx_graph import Graph, Node
 from tinyres.onnx_ops import translate
-from tinyres.onnx_trace import BATCHES, ExportError, Trace, Value, trace
+from tinyres.onnx_trace import BATCHES, ExportError, Step, Trace, Value, trace
+from tinyres.tensor import Function
 
 OLDEST, PRODUCER = 13, "tinyres"  # opset 13 made the axes of ReduceSum, Squeeze and Unsqueeze inputs
 LARGEST = 2**31 - 1  # bytes of a protobuf message
@@ -51,7 +52,7 @@ def export_onnx(model: Module, path: PathLike, input_shape: Sequence[int], batch
     found = trace(twin, tuple(int(n) for n in input_shape))
     graph, output = translate(found)
     if isinstance(output, Value):
-        output = _identity(graph, found, output)
+        output = _identity(graph, found, twin)
     about = description or f"{type(model).__name__}, written by tinyres"
     proto = _model(onnx, _Names(graph, found, output), batch, opset, about, metadata or {})
     if proto.ByteSize() > LARGEST:
@@ -74,11 +75,9 @@ def _onnx() -> Any:
     return onnx
 
 
-def _identity(graph: Graph, found: Trace, output: Any) -> Node:
+def _identity(graph: Graph, found: Trace, model: Module) -> Node:
     """A node of its own for an output that is the input or a parameter."""
-    if not found.steps:
-        raise ExportError("export_onnx: the forward pass ran no op: there is nothing to export")
-    return graph.node(found.steps[-1], "Identity", output)
+    return graph.node(Step(Function, (), {}, found.output, model, "", 0), "Identity", found.output)
 
 
 class _Names:

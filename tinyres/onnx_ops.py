@@ -38,7 +38,7 @@ def translate(trace: Trace) -> tuple[Graph, Made]:
     for step in trace.steps:
         rule = next((TRANSLATIONS[base] for base in step.op.__mro__ if base in TRANSLATIONS), None)
         if rule is None:
-            raise ExportError(f"export_onnx: {step} has no translation to ONNX; there is one for "
+            raise ExportError(f"export_onnx: {step} has no translation to ONNX: build it from ops that have one, "
                               f"{', '.join(sorted(op.name for op in TRANSLATIONS))}")
         graph.made[step.output] = rule(graph, step)
     output = graph.made.get(trace.output, trace.output)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyres import nn
+from tinyres import nn, random
 from tinyres.kernels import use_kernels
 from tinyres.state import setting, state
 from tinyres.tensor import Function, Tensor
@@ -150,11 +150,16 @@ def trace(model: nn.Module, input_shape: Sequence[int]) -> Trace:
         raise ExportError(f"export_onnx: {len(first.steps)} ops ran, and with other images {len(second.steps)}: a "
                           "forward whose route depends on its input's values or batch cannot be exported")
     uses: dict[Value, int] = {first.output: 1}
+    made = {step: i for steps in (first.steps, second.steps) for i, step in enumerate(steps)}
     for a, b in zip(first.steps, second.steps, strict=True):
-        a.options = {key: _same(a, key, value, b.options[key]) for key, value in a.options.items()}
+        a.options = {key: _same(a, key, *_whole(a, b, key)) for key in a.options}
         for i, (x, y) in enumerate(zip(a.inputs, b.inputs, strict=True)):
             if isinstance(x, Value) and isinstance(y, Value):
                 _check_alike(a, i, x, y)
+                if (x.step and made[x.step]) != (y.step and made[y.step]):
+                    raise ExportError(f"export_onnx: with other images {a} took the output of {y.step or 'no op'}, not "
+                                      f"of {x.step or 'no op'}: a forward whose route depends on its input's values or "
+                                      "batch cannot be exported")
                 uses[x] = uses.get(x, 0) + 1
             elif x is not y and x != y:
                 raise _from_data(a, f"its input {i}")
@@ -169,13 +174,14 @@ def _watch(model: nn.Module, shape: tuple[int, ...], seed: int) -> Trace:
     images = np.random.Generator(np.random.Philox(seed)).standard_normal(shape)
     dtype = next((p.dtype for p in model.parameters()), np.dtype("float32"))
     x = Tensor(images.astype(dtype))
-    observer = _Observer(model, x)
+    observer, drawn = _Observer(model, x), random.get_state()
     try:
         with use_kernels("im2col"), setting(debug=observer, grad_enabled=False, unfused=False, choices=None):
             y = model(x)
     finally:
         for handle in observer.handles:
             handle.remove()
+        random.set_state(drawn)
     if not isinstance(y, Tensor):
         raise ExportError(f"export_onnx: {type(model).__name__} returned {type(y).__name__}, expected one Tensor: wrap "
                           "it in a module that returns the one to export")
@@ -204,6 +210,19 @@ def _same(step: Step, key: str, a: Any, b: Any) -> Any:
     if len(ours) == len(theirs) and all(callable(x) or _equal(x, y) for x, y in zip(ours, theirs, strict=True)):
         return a  # a function's own numbers come from the module or the image's size
     raise _from_data(step, f"its option {key}")
+
+
+def _whole(a: Step, b: Step, key: str) -> tuple[Any, Any]:
+    """An option in both passes; in an index, a slice that ends where the batch does has no end any more, as pad() cuts
+    with slices of every length."""
+    found = a.options[key], b.options[key]
+    if key != "index" or not all(isinstance(parts, tuple) and all(isinstance(p, slice) for p in parts)
+                                 for parts in found):
+        return found
+    cut = [tuple(slice(p.start, None, p.step) if p.stop == n and (p.step is None or p.step > 0) else p
+                 for p, n in zip(parts, x.size, strict=False))
+           for parts, x in zip(found, (a.inputs[0], b.inputs[0]), strict=True)]
+    return cut[0], cut[1]
 
 
 def _leaves(option: Any) -> Iterator[Any]:

@@ -76,8 +76,7 @@ def read_torch_file(path: Path, content: bytes) -> Arrays:
                            f"{CONVERT}") from error
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, NotImplementedError) as error:
         raise WeightsError(f"weights: {path} ({len(content):,} bytes) cannot be read as a file of torch.save: "
-                           f"{str(error)[:500]}. "
-                           "It is truncated or damaged: fetch or save it again") from error
+                           f"{str(error)[:500]}. It is truncated or damaged: fetch or save it again") from error
 
 
 # --- the two formats --------------------------------------------------------------------------------------------------
@@ -87,13 +86,13 @@ def _from_zip(content: bytes) -> tuple[Told, Fetch, Order]:
     """What the pickle says, a function that gets a storage's bytes, and their byte order ("<" or ">")."""
     archive = zipfile.ZipFile(io.BytesIO(content))
     members = {member.filename: member for member in archive.infolist()}
-    _check_members(archive.infolist(), len(content))
     roots = [name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")]
     if len(roots) != 1:
         raise Refused(f"it holds {len(roots)} files data.pkl, expected one")
     root = roots[0]
     if f"{root}constants.pkl" in members:
         raise Refused("it is a program of TorchScript: load it with torch.jit.load and save its state_dict()")
+    _check_members(archive.infolist(), len(content))
     words = archive.read(f"{root}byteorder") if f"{root}byteorder" in members else b"little"
     if words not in (b"little", b"big"):
         raise Refused(f"its byte order is {words[:20]!r}, expected 'little' or 'big'")
@@ -219,8 +218,9 @@ def _array(tensor: StoredTensor, content: bytes | memoryview, order: Order) -> n
         whole = np.frombuffer(content, dtype, storage.count, storage.offset * dtype.itemsize)
         strides = tuple(stride * dtype.itemsize for stride in tensor.strides)
         elements = np.lib.stride_tricks.as_strided(whole[tensor.offset:], tensor.shape, strides)
-    if kind == "?":
-        return elements != 0
+    elements = elements.astype(dtype.newbyteorder("="), order="C")
     if kind == "bf":  # the upper half of a float32
-        return (elements.astype("u4") << 16).view("f4")
-    return elements.astype(dtype.newbyteorder("="), order="C")
+        wide = elements.astype("u4")
+        wide <<= 16
+        return wide.view("f4")
+    return elements.astype(bool) if kind == "?" else elements

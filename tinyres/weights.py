@@ -8,7 +8,7 @@ to resnet152 are too. Other names are translated:
     module.* or _orig_mod.*         *                     PyTorch's DataParallel and torch.compile
     linear.*                        fc.*                  akamaster/pytorch_resnet_cifar10, kuangliu/pytorch-cifar
     layerL.B.shortcut.*             layerL.B.downsample.* the same, where a shortcut projects
-    stages.L.blocks.B.normI.* ...   layerL+1.B.bnI.* ...  timm's resnetv2_50, 101 and 152: pre-activation, batch norm
+    stages.L.blocks.B.normI.* ...   layerL+1.B.bnI.* ...  timm's resnetv2_50, pre-activation with batch norm
     conv2d_N/kernel ...             see keras_names.py    Keras, MLPerf Tiny's ResNet-8
 
 `num_batches_tracked` may be missing. `Source.normalisation` says which input a format expects: that of akamaster's
@@ -194,7 +194,7 @@ def _renamed(arrays: Arrays) -> tuple[Arrays, str]:
     new = {name: old for old, name in names.items()}
     if len(new) < len(names):
         old, name = next((old, name) for old, name in names.items() if new[name] != old)
-        raise ValueError(f"{old!r} and {new[name]!r} both are {name!r} here: remove one")
+        raise ValueError(f"it holds {old!r} and {new[name]!r}, which both are {name!r} here: remove one")
     arrays = {name: arrays[old] for name, old in new.items()}
     if kind == "timm":
         _check_timm(arrays)
@@ -205,8 +205,8 @@ def _renamed(arrays: Arrays) -> tuple[Arrays, str]:
 def _check_timm(arrays: Mapping[str, np.ndarray]) -> None:
     """Raise ValueError for those of timm's resnetv2 that compute something else than our networks."""
     if "layer1.0.conv3.weight" not in arrays or "layer1.0.downsample.0.weight" not in arrays:
-        raise ValueError("the shortcut of the first block passes its activation by in timm's resnetv2_18 and _34, and in "
-                         "no network here: take resnetv2_50, resnet18 or resnet34")
+        raise ValueError("the shortcut of the first block passes its activation by in timm's resnetv2_18 and _34, and "
+                         "in no network here: take resnetv2_50, resnet18 or resnet34")
     if "bn.running_mean" not in arrays or "bn1.weight" in arrays:
         raise ValueError("timm's resnetv2 is there with group norm and without pre-activation too, and this is such a "
                          "one: take the one with batch norm, resnetv2_50")

@@ -5,7 +5,8 @@ what is missing in S. So a block's maps come in four rows: the shortcut's, the b
 The parts are those of the addition: scales, gates and the like have been applied already. They are seen by watching the
 ops of one forward pass in which fused ops run as their parts (tr.unfused), so that the addition is an op of its own.
 
-All maps of a figure have one colour scale, symmetric about 0 where some are negative, so that rows can be compared.
+All maps of a figure have one colour scale, symmetric about 0 where some are negative, so that rows can be compared; it
+ends where 99.5 % of the values lie within.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from tinyres.ops.shape import alias
 from tinyres.state import no_grad, setting, unfused
 from tinyres.tensor import Tensor
 
+MOST = 0.995  # the share of the values that the colours tell apart: one bright pixel must not make all others pale
 PARTS = ("shortcut", "branch", "sum", "output")
 
 
@@ -76,8 +78,8 @@ def feature_maps(network: Module, images: Any, layer: str) -> FeatureMaps:
                          "block around it")
     if not isinstance(watch.output, Tensor) or watch.output.ndim != 4:
         got = tuple(watch.output.shape) if isinstance(watch.output, Tensor) else type_name(watch.output)
-        raise ValueError(f"feature_maps: {layer!r} gives {got}, expected maps (N, K, P, Q): name a layer before the "
-                         "global pool")
+        raise ValueError(f"feature_maps: {layer!r} gives {got}, expected maps (N, K, P, Q): name a layer that "
+                         "gives them, before any pooling over the whole image")
     found = {name: host(getattr(watch, name).data) for name in PARTS if getattr(watch, name) is not None}
     return FeatureMaps(layer, type(module).__name__, host(x.data), found)
 
@@ -135,7 +137,7 @@ def draw(result: FeatureMaps, path: PathLike, title: str = "", images: int = 4, 
         rows = [(f"image {i + 1}", i, output) for i in range(min(images, len(output)))]
     shown = np.concatenate([maps_[i, channels].ravel() for _, i, maps_ in rows])
     signed = bool((shown < 0).any())
-    high = float(np.abs(shown).max()) or 1.0
+    high = float(np.quantile(np.abs(shown), MOST)) or float(np.abs(shown).max()) or 1.0
     scale = {"cmap": "RdBu_r", "vmin": -high, "vmax": high} if signed else {"cmap": "magma", "vmin": 0, "vmax": high}
     figure = new_figure(1.0 + 0.92 * (len(channels) + 1), 0.7 + 0.95 * len(rows))
     grid = figure.subplots(len(rows), len(channels) + 1, squeeze=False)
@@ -151,8 +153,9 @@ def draw(result: FeatureMaps, path: PathLike, title: str = "", images: int = 4, 
         axes.set_xticks([])
         axes.set_yticks([])
     grid[0, 0].set_title("input", fontsize=8)
-    bar = figure.colorbar(picture, ax=grid.ravel().tolist(), shrink=0.85, pad=0.01)
-    bar.set_label("value, one scale for all", fontsize=8)
+    bar = figure.colorbar(picture, ax=grid.ravel().tolist(), shrink=0.85, pad=0.01,
+                          extend="both" if signed else "max")
+    bar.set_label(f"value, one scale for all; {1 - MOST:.1%} lie beyond", fontsize=8)
     K, P, Q = output.shape[1:]
     figure.suptitle(f"{title + ': ' if title else ''}what does {result.layer} ({result.type}) see? {len(channels)} of "
                     f"{K} channels, {P} x {Q}", fontsize=10, parse_math=False)

@@ -17,7 +17,7 @@ from typing import Any
 
 from tinyres.analysis.figure import new_figure, write_png
 from tinyres.analysis.norms import cosine, finite, norm, share
-from tinyres.analysis.taps import Tap, leaf, objective, tapped
+from tinyres.analysis.taps import leaf, objective, tapped
 from tinyres.analysis.untouched import untouched
 from tinyres.files import PathLike
 from tinyres.graph import topological_order
@@ -29,7 +29,8 @@ SHORTCUT = "shortcut"
 
 @dataclass(frozen=True)
 class Contribution:
-    """What one consumer brings: its op ("shortcut" for the way past a block), the norm, and the share of the whole."""
+    """What one consumer brings: its op ("shortcut" for the way past a block, "block NAME" for a block as a whole), the
+    norm, and the share of the whole."""
 
     consumer: str
     norm: float | None
@@ -86,6 +87,7 @@ def split_of_gradient(network: Module, images: Any, labels: Any, training: bool 
             loss = objective(network(x), labels)
         names = {id(p): name for name, p in network.named_parameters()} | {id(x): "images"}
         at_fork = {tap.fork.edge: tap for tap in taps}
+        words = {tap.entrance.node: f"block {tap.name}" for tap in taps} | {tap.door.node: SHORTCUT for tap in taps}
         order = topological_order([loss.edge])
         consumers = Counter(edge for node in order for edge in node.edges if edge is not None)
         brought: dict[Any, list[tuple[Any, Any]]] = {}
@@ -94,7 +96,8 @@ def split_of_gradient(network: Module, images: Any, labels: Any, training: bool 
             if event.kind == "ready" and event.node in brought:
                 tap = at_fork.get(event.node)
                 name = tap.name if tap else names.get(id(event.node), f"output of {_op(event.node)}")
-                forks.append(_fork(name, tap, event.node.shape, brought.pop(event.node), event.grad))
+                parts = [(words.get(node, _op(node)), g) for node, g in brought.pop(event.node)]
+                forks.append(_fork(name, tap is not None, parts, event.grad))
             for edge, g in zip(event.node.edges, event.contributions, strict=False):  # none when "ready"
                 if g is not None and (consumers[edge] > 1 or edge in at_fork):
                     brought.setdefault(edge, []).append((event.node, g.copy(order="K")))  # it may be added into
@@ -105,16 +108,13 @@ def _op(node: Any) -> str:
     return getattr(node, "name", "") or "a leaf"
 
 
-def _fork(name: str, tap: Tap | None, shape: Any, brought: list[tuple[Any, Any]], whole: Any) -> Fork:
+def _fork(name: str, residual: bool, parts: list[tuple[str, Any]], whole: Any) -> Fork:
     """The numbers of one fork, the shortcut first, else in the order of the arrivals."""
-    if tap is not None:
-        brought = sorted(brought, key=lambda pair: pair[0] is not tap.door.node)
-    first, *others = [g for _, g in brought]
+    parts = sorted(parts, key=lambda part: part[0] != SHORTCUT)
+    first, *others = [g for _, g in parts]
     rest = sum(others[1:], others[0]) if others else 0 * first
-    labels = [SHORTCUT if tap is not None and node is tap.door.node else _op(node) for node, _ in brought]
-    contributions = [Contribution(label, finite(norm(g)), share(g, whole))
-                     for label, (_, g) in zip(labels, brought, strict=True)]
-    return Fork(name, tap is not None, tuple(shape), contributions, finite(norm(rest)), cosine(first, rest),
+    contributions = [Contribution(consumer, finite(norm(g)), share(g, whole)) for consumer, g in parts]
+    return Fork(name, residual, tuple(whole.shape), contributions, finite(norm(rest)), cosine(first, rest),
                 finite(norm(whole)))
 
 

@@ -218,13 +218,14 @@ def _draw_contours(named: Mapping[str, LossSurface]) -> Any:
         filled = axes.contourf(one.x, one.y, z, levels, norm=LogNorm(levels[0], levels[-1]), cmap="viridis_r")
         lines = axes.contour(one.x, one.y, z, levels[2:-1:3], linewidths=0.7,
                              colors=["black" if 2 * i < len(levels) else "white" for i in range(2, len(levels) - 1, 3)])
-        axes.clabel(lines, fmt="%.2g", fontsize=7)
+        axes.clabel(lines, lines.levels[1::2], fmt="%.2g", fontsize=7)
         axes.plot(0, 0, "X", color="white", markeredgecolor="black", markersize=8)
         axes.set_aspect("equal")
         axes.set_xlabel("step along direction 1")
         axes.set_ylabel("step along direction 2")
         share = "" if math.isnan(one.concave_share) else f", concave at {one.concave_share:.0%}"
-        axes.set_title(f"{name + ': ' if name else ''}loss {one.centre:.3g} at the cross{share}", fontsize=9, parse_math=False)
+        axes.set_title(f"{name + ': ' if name else ''}loss {one.centre:.3g} at the cross{share}", fontsize=9,
+                       parse_math=False)
     for axes in list(grid.ravel())[len(named):]:
         axes.set_axis_off()
     bar = figure.colorbar(filled, ax=grid.ravel().tolist(), shrink=0.8, format="%.2g")

@@ -28,7 +28,7 @@ from typing import Any
 
 from tinyres.analysis.figure import new_figure, write_png
 from tinyres.analysis.norms import finite, norm, share
-from tinyres.analysis.taps import Door, Tap, blocked, cut, leaf, objective, tapped, watch
+from tinyres.analysis.taps import Door, Tap, cut, leaf, objective, shut, tapped, watch
 from tinyres.analysis.untouched import untouched
 from tinyres.autograd import grad
 from tinyres.files import PathLike
@@ -45,8 +45,9 @@ PLACES = ("block", "images")
 
 @dataclass(frozen=True)
 class PathLength:
-    """What comes through `length` branches. paths: how many paths are so long; norm: of G[length]; share_of_norms: that
-    norm over the sum of all; share: <G[length], G> / <G, G>, which sums to 1 and can be negative. None: not finite."""
+    """What comes through `length` branches. paths: how many are so long in a chain of blocks; norm: of G[length];
+    share_of_norms: that norm over the sum of all; share: <G[length], G> / <G, G>, which sums to 1 and can be negative.
+    None: not finite."""
 
     length: int
     paths: int
@@ -197,11 +198,11 @@ def path_gradients_by_force(network: Module, images: Any, labels: Any, to: str |
                             training: bool | None = None) -> list[Any]:
     """The coefficients G[0], ..., G[n] from 2^n ordinary backward passes, to check path_gradients with.
 
-    For a set D of blocks let g_D be the gradient when the shortcuts of D let nothing through: it comes from the paths
-    that take the branch in all of D. So the paths with the branch in S and nowhere else give the sum over D containing
-    S of (-1)^(|D| - |S|) g_D (inclusion and exclusion), and all S of k blocks together
+    For a set E of blocks let g(E) be the gradient when the branches outside of E bring nothing. It comes from the paths
+    whose branches are all in E; so those with the branches of B and no others bring the sum over E within B of
+    (-1)^(|B| - |E|) g(E) (inclusion and exclusion), and all B of k blocks together
 
-        G[k] = sum over D of (-1)^(|D| - k) C(|D|, k) g_D
+        G[k] = sum over E of (-1)^(k - |E|) C(n - |E|, k - |E|) g(E)
 
     Raises ValueError for more than 10 calls of blocks.
     """
@@ -211,16 +212,18 @@ def path_gradients_by_force(network: Module, images: Any, labels: Any, to: str |
         raise ValueError(f"path_gradients_by_force: {n} blocks have 2^{n} paths, which is too many to go one by one; "
                          f"use at most {BRUTE_FORCE} blocks, or path_gradients")
     sets = list(product((False, True), repeat=n))
-
-    def shut(chosen: Sequence[bool]) -> Door:
-        return lambda call, fork: (blocked if chosen[call] else watch)(call, fork)
-
+    doors = [_open_in(chosen) for chosen in sets]
     coefficients: list[Any] = [0.0] * (n + 1)
-    for chosen, g in zip(sets, _gradients(network, images, labels, to, training, [shut(s) for s in sets]), strict=True):
-        d = sum(chosen)
-        for k in range(d + 1):
-            coefficients[k] = coefficients[k] + (-1) ** (d - k) * math.comb(d, k) * g
+    for chosen, g in zip(sets, _gradients(network, images, labels, to, training, doors), strict=True):
+        e = sum(chosen)
+        for k in range(e, n + 1):
+            coefficients[k] = coefficients[k] + (-1) ** (k - e) * math.comb(n - e, k - e) * g
     return coefficients
+
+
+def _open_in(chosen: Sequence[bool]) -> Door:
+    """Only the branches of the chosen calls bring something."""
+    return lambda call, fork: (watch if chosen[call] else shut)(call, fork)
 
 
 def draw(spectrum: PathSpectrum, path: PathLike, title: str = "") -> None:

@@ -27,6 +27,7 @@ from tinyres.analysis.figure import new_figure, write_png
 from tinyres.analysis.palette import COLORS, MARKERS
 from tinyres.analysis.untouched import host, untouched
 from tinyres.files import PathLike
+from tinyres.kernels import layout
 from tinyres.nn import BatchNorm1d, BatchNorm2d, Module
 from tinyres.state import no_grad
 from tinyres.tensor import Tensor
@@ -78,6 +79,7 @@ def shattering(network: Module, start: Any, end: Any, points: int = 256, lags: i
     dtype = first.dtype if parameter is None else parameter.dtype
     share = np.linspace(0.0, 1.0, points).reshape(-1, *(1,) * first.ndim)
     line = (first.astype(np.float64) * (1 - share) + last.astype(np.float64) * share).astype(dtype)
+    line = line if parameter is None else layout.array_module(parameter.data).asarray(line)
     with untouched(network):
         if statistics == "line":
             _take_statistics(network, line)
@@ -129,7 +131,7 @@ def over_seeds(make: Callable[[], Module], seeds: Sequence[int], start: Any, end
     return found
 
 
-def _take_statistics(network: Module, line: np.ndarray) -> None:
+def _take_statistics(network: Module, line: Any) -> None:
     """Set every batch norm's running statistics to those of the line's points, by one pass in training mode."""
     norms = [m for m in network.modules() if isinstance(m, (BatchNorm1d, BatchNorm2d))]
     momenta = [norm.momentum for norm in norms]

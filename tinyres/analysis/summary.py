@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from tinyres import nn
+from tinyres import nn, random
 from tinyres.analysis.which import published_costs, which
 from tinyres.graph import topological_order
 from tinyres.kernels import use_kernels
+from tinyres.models.stochastic_depth import StochasticBasicBlock
 from tinyres.ops.conv import Conv2d, Conv2dInputGrad
 from tinyres.ops.linear import Matmul
 from tinyres.state import enable_grad
@@ -189,17 +190,25 @@ def summary(model: nn.Module, input_shape: Sequence[int], batch: int = 1, name: 
     name: that with which models.build makes the network, where it is known; it then stands in front of `which`, and is
     looked up among the papers' numbers. Where the model itself tells that it is a ResNet of a paper, no name is needed.
 
-    The model itself is not touched: a copy runs once in training mode, on zeros, with NumPy kernels (no compilation).
+    The model itself is not touched, nor the library's random state: a copy runs once in training mode, on zeros, with
+    NumPy kernels (no compilation). With stochastic depth it is a step in which every branch survives.
     Raises what the model raises for an input that does not fit it.
     """
     shape = (batch, *input_shape)
     if batch < 1 or any(size < 1 for size in input_shape):
         raise ValueError(f"summary: the input has shape {shape}, expected positive sizes")
     twin = copy.deepcopy(model).to("cpu").train()
+    for module in twin.modules():
+        if isinstance(module, StochasticBasicBlock):
+            module.training = False  # the block's own draw, not its batch norms'
     watch = _Watch(twin)
     parameters = list(twin.parameters())
-    with use_kernels("im2col"), enable_grad():
-        twin(Tensor(np.zeros(shape, parameters[0].dtype if parameters else "float32")))
+    drawn = random.get_state()
+    try:
+        with use_kernels("im2col"), enable_grad():
+            twin(Tensor(np.zeros(shape, parameters[0].dtype if parameters else "float32")))
+    finally:
+        random.set_state(drawn)
     rows = watch.rows
     found = which(model)
     return Summary(rows, shape, sum(p.data.size for p in parameters),

@@ -6,7 +6,7 @@ as in a concatenation of blocks, has nothing to do with the fork inside. At the 
 
     watch    an alias. The graph stays whole; the gradient at the alias is what the shortcut brings to the fork.
     cut      a leaf of the same values. The fork's gradient is then the branch's alone, the leaf's the shortcut's.
-    blocked  the same values without a gradient. Backward sees the branch alone.
+    shut     an alias again; of the fork's gradient what the branch brings is dropped, as if the block had none.
 
 For instruments that need no fork there is `calls`: the output of every layer and block. Running statistics, modes and
 the random state are the business of tinyres.analysis.untouched.
@@ -58,9 +58,14 @@ def cut(call: int, fork: Tensor) -> Tensor:
     return Tensor(fork.data, requires_grad=True)
 
 
-def blocked(call: int, fork: Tensor) -> Tensor:
-    """The fork's values, without a gradient."""
-    return Tensor(fork.data)
+def shut(call: int, fork: Tensor) -> Tensor:
+    """An alias of the fork; the fork hands on the gradient of the alias alone, not what the branch brings."""
+    door = ops.alias(fork)
+    if door.requires_grad:
+        arrived: list[Tensor] = []
+        door.register_hook(arrived.append)
+        fork.register_hook(lambda grad: arrived[-1] if arrived else grad * 0.0)
+    return door
 
 
 @contextlib.contextmanager

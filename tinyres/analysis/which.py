@@ -75,8 +75,13 @@ def _is_block(module: nn.Module) -> bool:
     return isinstance(module, b.Block) or plain
 
 
+def _residual(found: Sequence[nn.Module]) -> list[b.Block]:
+    """The blocks with a shortcut, also those inside of other blocks."""
+    return [part for block in found for part in block.modules() if isinstance(part, b.Block)]
+
+
 def _plain(found: Sequence[nn.Module]) -> bool:
-    return not any(isinstance(block, b.Block) for block in found)
+    return not _residual(found)
 
 
 def _he(model: nn.Module, found: Sequence[nn.Module]) -> weights.Architecture | None:
@@ -119,7 +124,7 @@ def _described(model: nn.Module, found: Sequence[nn.Module]) -> str:
 
 def _shortcuts(found: Sequence[nn.Module]) -> str:
     """The shortcuts' classes, where a block keeps its shape and where it changes it."""
-    kinds = [type(block.shortcut).__name__ for block in found if isinstance(block, b.Block)]
+    kinds = [type(block.shortcut).__name__ for block in _residual(found)]
     if not kinds:
         return ", no shortcuts"
     counts = [f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)]
@@ -129,14 +134,14 @@ def _shortcuts(found: Sequence[nn.Module]) -> str:
 def _details(found: Sequence[nn.Module]) -> list[str]:
     """Where the stride is, and whether every branch gives zero."""
     strides = list(dict.fromkeys(filter(None, (_stride(block) for block in found))))
-    residual = [block for block in found if isinstance(block, b.Block)]
+    residual = _residual(found)
     zero = bool(residual) and all(_zero(block) for block in residual)
     return [*(f"stride in the {where}" for where in strides), *(["all branches zero"] if zero else [])]
 
 
 def _stride(block: nn.Module) -> str:
     """Which convolution of the branch has the stride: "first convolution", or of a bottleneck "3x3"; "" for none."""
-    shortcut = {id(part) for part in block.shortcut.modules()} if isinstance(block, b.Block) else set()
+    shortcut = {id(part) for inner in _residual([block]) for part in inner.shortcut.modules()}
     gates = {id(part) for name, child in block.named_children() if name == "gate" for part in child.modules()}
     convolutions = [part for part in block.modules() if isinstance(part, nn.Conv2d)
                     and id(part) not in shortcut | gates]

@@ -200,14 +200,14 @@ def show_paths(
     seen = subject(model, weights, model_option, data, data_dir, batch, seed)
     network = copy.deepcopy(seen.network).double()
     given = network, seen.images.data.astype("float64"), seen.labels, to, not evaluating
+    with setup.option("--check"):
+        forced = path_gradients_by_force(*given) if check else []
     spectrum = path_spectrum(*given)
     found = spectrum.as_dict()
     rows = [cells([row.length, row.paths, row.norm, row.share_of_norms, row.share]) for row in spectrum.lengths]
     text = [table.plain(right("branches", "paths", "norm", "share of norms", "share of gradient"), rows),
             f"sum of all lengths against backward(): {spectrum.error or 0.0:.1e}"]
     if check:
-        with setup.option("--check"):
-            forced = path_gradients_by_force(*given)
         coefficients = path_gradients(*given)[0]
         worst = max(norm(a - b) for a, b in zip(coefficients, forced, strict=True)) / (spectrum.norm or 1.0)
         found |= {"check": worst, "passed": worst < 1e-9}

@@ -46,9 +46,9 @@ def remove_blocks(
         rows = [["nothing", "", "", *_cells(result.intact)]]
         rows += [[place.block, place.type, "x".join(map(str, place.output)), *_cells(trial.score)]
                  for trial in result.single for place in [result.places[trial.removed[0]]]]
-        for words, groups in (("blocks at random", result.several), ("exchanges", result.swapped)):
-            rows += [[f"{number} {words}", f"median of {len(trials)}", "", *_median(trials)]
-                     for number, trials in groups.items()]
+        for word, groups in (("block", result.several), ("exchange", result.swapped)):
+            rows += [[f"{n} {word}{'s' * (n > 1)} at random", f"median of {len(trials)}", "", *_median(trials)]
+                     for n, trials in groups.items()]
         table.show(columns, rows)
     _end(found, seed, result.as_dict(), "", out, json)
 

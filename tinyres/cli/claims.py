@@ -37,7 +37,7 @@ def claims(context: typer.Context, json: setup.Json = False) -> None:
     if context.invoked_subcommand is None:
         from tinyres.analysis import cards
 
-        found = [cards.named(name) for name in cards.NAMES]
+        found = [cards.named(name) for name in cards.names()]
         listed = [f"tinyres claims {name}: {words}" for name, words in CLAIMS.items()]
         listed += ["", "Claims of papers, each with a prediction: tinyres claims run NAME, tinyres claims show NAME"]
         listed += [f"  {card.name:17} {card.claim} ({card.source})" for card in found]
@@ -103,7 +103,7 @@ def run_card(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A claim card, like degradation; `tinyres claims` lists "
                                         "them.")],
     budget: Annotated[str, typer.Option(help="small: within three minutes on two cores; gpu: the papers' depths on "
-                                             "CIFAR-10 and an NVIDIA GPU, never timed.")] = "small",
+                                             "CIFAR-10 and an NVIDIA GPU, which has never been run.")] = "small",
     seeds: Annotated[int, setup.whole("How many seeds, from 0 on.", 1, 100)] = 3,
     out: Annotated[Path, typer.Option(help="Folder for the record NAME.json and the figure NAME.png.")] = RECORDS[0],
     kernels: setup.Kernels = "fast",
@@ -126,10 +126,7 @@ def run_card(
         raise typer.BadParameter(f"{out} is not a folder that is there or can be made.", param_hint="--out")
     setup.use_kernels(kernels)
     device = "cuda" if budget == "gpu" else "cpu"
-    if device == "cuda":
-        from tinyres import ops
-
-        ops.create.device(device)  # its error says what is missing
+    setup.use_device(device)  # its error says what is missing
     made = {"versions": setup.versions(device), "machine": f"{machine.cpu_name()}, {os.cpu_count()} cores",
             "kernels": kernels, "threads": setup.threads(), "date": date.today().isoformat(),
             "command": f"tinyres claims run {card.name} --budget {budget} --seeds {seeds}"}

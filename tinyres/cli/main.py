@@ -14,11 +14,13 @@ import typer
 from typer.core import TyperGroup
 
 import tinyres
+from tinyres.cli.analyze import app as analyze_app
 from tinyres.cli.bench import app as bench_app
 from tinyres.cli.claims import app as claims_app
 from tinyres.cli.data import app as data_app
 from tinyres.cli.doctor import diagnose
 from tinyres.cli.eval import evaluate_weights
+from tinyres.cli.export import export_weights
 from tinyres.cli.gradcheck import check_gradients
 from tinyres.cli.runs import compare_runs
 from tinyres.cli.summary import summarise
@@ -86,6 +88,8 @@ app.command("eval")(evaluate_weights)
 app.command("gradcheck")(check_gradients)
 app.command("summary")(summarise)
 app.command("runs")(compare_runs)
+app.command("export")(export_weights)
+app.add_typer(analyze_app, name="analyze")
 app.add_typer(data_app, name="data")
 app.add_typer(claims_app, name="claims")
 app.add_typer(bench_app, name="bench")

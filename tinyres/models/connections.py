@@ -9,8 +9,10 @@ second the first's, and from the third on the outputs y_1, y_2 of the two blocks
 
 The article sends the concatenation into the *left* branch of the third block and is silent about the right one. Here R
 receives y_2, the output of the block before: R is the route past the block, and with the same input as in a chain
-without connections it keeps its shape, C = K. The literature's connections are elsewhere: addition in blocks.py (He et
-al. 2015), dense concatenation in densenet.py (Huang et al. 2017), and in blocks.py the bottleneck that first reduces.
+without connections it keeps its shape, C = K. Chains have batch norm in stem, L and join unless told otherwise: as R is
+scaled by 0.1 they are nearly plain networks, and six blocks without norm learn the digits many times more slowly. The
+literature's connections are elsewhere: addition in blocks.py (He et al. 2015), dense concatenation in densenet.py (Huang
+et al. 2017), and in blocks.py the bottleneck that first reduces and then restores.
 """
 
 from __future__ import annotations
@@ -19,14 +21,15 @@ from collections.abc import Callable
 from typing import Any
 
 from tinyres import nn, ops, random
-from tinyres.models.article import (
-    FixedScale,
-    LearnedScale,
+from tinyres.models.article_blocks import (
+    ConvReLU,
+    Layer,
     ParallelBlock,
     Plan,
     ResidualStep,
     Stem,
-    he_init_without_norm_,
+    he_init_fan_in_,
+    plan_of,
 )
 from tinyres.models.blocks import Block
 from tinyres.models.joins import Add
@@ -47,21 +50,21 @@ class Concatenation(nn.Module):
 
 
 class BottleneckJoin(nn.Module):
-    """Concatenate, 3x3 to K/4 channels, ReLU, 1x1 that expands to K: (N, K, H, W) twice -> (N, K, H, W).
+    """Concatenate, 3x3 to K/4 channels, [batch norm,] ReLU, 1x1 that expands to K: (N, K, H, W) twice -> (N, K, H, W).
 
     Nothing follows the 1x1, as nothing follows an addition. Raises ValueError for K below 4.
     """
 
-    def __init__(self, K: int):
+    def __init__(self, K: int, layer: Layer = ConvReLU):
         super().__init__()
         positive(type(self).__name__, K=K)
         if K < EXPANSION:
             raise ValueError(f"BottleneckJoin: K must be at least {EXPANSION}, as the 3x3 has K/{EXPANSION} filters, "
                              f"got {K}: use a wider chain")
-        self.conv1, self.conv2 = nn.Conv2d(2 * K, K // EXPANSION, 3, 1, 1), nn.Conv2d(K // EXPANSION, K, 1)
+        self.reduce, self.expand = layer(2 * K, K // EXPANSION, 3, 1, 1), nn.Conv2d(K // EXPANSION, K, 1)
 
     def forward(self, previous: Tensor, last: Tensor) -> Tensor:
-        return self.conv2(ops.relu(self.conv1(ops.concat([previous, last], 1))))
+        return self.expand(self.reduce(ops.concat([previous, last], 1)))
 
 
 # --- the block behind a concatenation -------------------------------------------------------------------------------
@@ -99,20 +102,20 @@ class ConcatenationBlock(ResidualStep):
 class Chain(nn.Module):
     """Blocks joined to the two before them; (N, in_channels, H, W) -> (N, num_classes).
 
-    Stem of `width` channels (it halves H and W), the blocks, global average pool, linear layer. joined(width) gives the
-    join in front of a block from the third on, make_block() that block; L has `width` filters in every layer.
+    Stem of `width` channels (it halves H and W), the blocks, global average pool, linear layer. join(plan) makes the
+    join in front of a block from the third on, block(plan) that block; width is the plan's filters, in every layer.
     """
 
-    def __init__(self, joined: Callable[[int], nn.Module], make_block: Callable[[int, Plan], Block], blocks: int,
-                 width: int, plan: Plan, num_classes: int, in_channels: int):
+    def __init__(self, join: Callable[[Plan], nn.Module], block: Callable[[Plan], Block], plan: Plan, blocks: int,
+                 num_classes: int, in_channels: int):
         super().__init__()
-        positive(type(self).__name__, blocks=blocks, width=width, num_classes=num_classes, in_channels=in_channels)
-        self.stem = Stem(in_channels, width)
-        self.blocks = nn.ModuleList([ParallelBlock(width, width, 1, plan) if i < 2 else make_block(width, plan)
-                                     for i in range(blocks)])
-        self.joins = nn.ModuleList([joined(width) for _ in range(blocks - 2)])
+        positive(type(self).__name__, blocks=blocks, num_classes=num_classes, in_channels=in_channels)
+        width = plan.filters
+        self.stem = Stem(in_channels, width, plan.layer)
+        self.blocks = nn.ModuleList([_same_input(plan) if i < 2 else block(plan) for i in range(blocks)])
+        self.joins = nn.ModuleList([join(plan) for _ in range(blocks - 2)])
         self.fc = nn.Linear(width, num_classes)
-        he_init_without_norm_(self)
+        he_init_fan_in_(self)
 
     def forward(self, x: Tensor) -> Tensor:
         previous = last = self.stem(x)
@@ -122,29 +125,30 @@ class Chain(nn.Module):
         return self.fc(ops.global_avg_pool2d(last))
 
 
-def _plan(width: int, a: float, learnable_scale: bool, layers: int) -> Plan:
-    return Plan(width, layers, a=a, scale=LearnedScale if learnable_scale else FixedScale)
+def _same_input(plan: Plan) -> Block:
+    return ParallelBlock(plan.filters, plan.filters, 1, plan)
 
 
-def _same_input(width: int, plan: Plan) -> Block:
-    return ParallelBlock(width, width, 1, plan)
+def chain_addition(num_classes=10, in_channels=3, blocks=6, width=32, a=0.1, learnable_scale=False, layers=2,
+                   batch_norm=True):
+    """A chain of the article's blocks, from the third on fed with the sum of the two outputs before."""
+    plan = plan_of(width, layers, 3, a, learnable_scale, batch_norm)
+    return Chain(lambda plan: Add(), _same_input, plan, blocks, num_classes, in_channels)
 
 
-def chain_addition(num_classes=10, in_channels=3, blocks=6, width=32, a=0.1, learnable_scale=False, layers=2):
-    """A chain of the article's blocks, from the third on fed with the sum of two outputs; 127,786 parameters."""
-    return Chain(lambda K: Add(), _same_input, blocks, width, _plan(width, a, learnable_scale, layers), num_classes,
-                 in_channels)
+def chain_concatenation(num_classes=10, in_channels=3, blocks=6, width=32, a=0.1, learnable_scale=False, layers=2,
+                        batch_norm=True):
+    """A chain of the article's blocks, from the third on with the two outputs before it concatenated on the left."""
+    plan = plan_of(width, layers, 3, a, learnable_scale, batch_norm)
+    return Chain(lambda plan: Concatenation(), lambda plan: ConcatenationBlock(plan.filters, plan), plan, blocks,
+                 num_classes, in_channels)
 
 
-def chain_concatenation(num_classes=10, in_channels=3, blocks=6, width=32, a=0.1, learnable_scale=False, layers=2):
-    """A chain of the article's blocks, from the third on with two outputs concatenated on the left; 164,650 parameters."""
-    return Chain(lambda K: Concatenation(), ConcatenationBlock, blocks, width,
-                 _plan(width, a, learnable_scale, layers), num_classes, in_channels)
-
-
-def chain_bottleneck(num_classes=10, in_channels=3, blocks=6, width=32, a=0.1, learnable_scale=False, layers=2):
-    """A chain of the article's blocks, from the third on behind a bottleneck; 147,402 parameters."""
-    return Chain(BottleneckJoin, _same_input, blocks, width, _plan(width, a, learnable_scale, layers), num_classes,
+def chain_bottleneck(num_classes=10, in_channels=3, blocks=6, width=32, a=0.1, learnable_scale=False, layers=2,
+                     batch_norm=True):
+    """A chain of the article's blocks, from the third on behind two convolutions of the concatenation."""
+    plan = plan_of(width, layers, 3, a, learnable_scale, batch_norm)
+    return Chain(lambda plan: BottleneckJoin(plan.filters, plan.layer), _same_input, plan, blocks, num_classes,
                  in_channels)
 
 
@@ -157,15 +161,15 @@ def width_for(constructor: Callable[..., nn.Module], parameters: int, **options:
     positive("width_for", parameters=parameters)
 
     def count(width: int) -> int:
-        return sum(p.numel() for p in constructor(width=width, **options).parameters())
+        return sum(p.data.size for p in constructor(width=width, **options).parameters())
 
     state = random.get_state()
     try:
         low, high = EXPANSION, 2 * EXPANSION
         if count(low) > parameters:
             name = getattr(constructor, "__name__", constructor)
-            raise ValueError(f"width_for: {name} has {count(low):,} parameters at its least width, {low}, which is more "
-                             f"than the budget of {parameters:,}: raise it, or take fewer blocks")
+            raise ValueError(f"width_for: {name} has {count(low):,} parameters at its least width, {low}, more than "
+                             f"the budget of {parameters:,}: raise it, or take fewer blocks")
         while count(high) <= parameters:
             low, high = high, 2 * high
         while high - low > 1:

@@ -6,7 +6,8 @@ Three rules, section 3, for L residual branches of m weight layers each:
    changes the network's outputs by the same order of magnitude, whatever its depth;
 3. one number b before each convolution, linear layer and activation, from 0 on, and one scale a branch, from 1 on.
 
-Two layers, m = 2: the first convolutions are drawn with 1/sqrt(L) of He's standard deviation.
+With two layers, m = 2, the first convolutions are drawn with 1/sqrt(L) of He's standard deviation. Nothing holds the
+activations later on, so SGD wants its gradients clipped: train_step(clip_norm=1.0).
 """
 
 from __future__ import annotations

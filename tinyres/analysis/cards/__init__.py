@@ -15,7 +15,12 @@ from tinyres.data import nearest
 NAMES = ("degradation", "shortcut-scaling", "activation-order", "residual-scale", "article-readings", "paths",
          "shattering", "loss-surface", "connections", "weight-sharing", "shared-linear")
 
-__all__ = ["BUDGETS", "NAMES", "VERDICTS", "Card", "named", "read", "run"]
+__all__ = ["BUDGETS", "NAMES", "VERDICTS", "Card", "named", "names", "read", "run"]
+
+
+def names() -> list[str]:
+    """The names that `named` knows, in the order in which they are listed."""
+    return list(NAMES)
 
 
 def named(name: str) -> Card:

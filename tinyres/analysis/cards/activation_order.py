@@ -22,6 +22,7 @@ def variants(budget: str) -> dict[str, training.Network]:
 
 
 def measure(budget: str, seed: int) -> Numbers:
+    """One run of the experiment; see the card."""
     return training.compare(variants(budget), PLANS[budget], seed)
 
 

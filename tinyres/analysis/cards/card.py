@@ -21,6 +21,8 @@ from tinyres.files import PathLike, write_atomically
 
 BUDGETS = ("small", "gpu", "smoke")  # smoke: one step of a small network, only to see that a card works
 
+DIGITS = 8  # significant ones that a record keeps
+
 # Variant -> quantity -> a number, or a list of numbers where the quantity is a curve.
 Numbers = Mapping[str, Mapping[str, Any]]
 
@@ -74,11 +76,14 @@ def run(card: Card, budget: str = "small", seeds: Sequence[int] = (0, 1, 2), out
         raise ValueError(f"cards.run: no budget {budget!r}: there are small and gpu")
     if not seeds:
         raise ValueError("cards.run: there are no seeds, expected one at least: pass (0, 1, 2)")
+    from tinyres.kernels.cpu.threads import one_blas_thread  # only now: it costs the import of Numba
+
     began, before, measured = time.perf_counter(), random.get_state(), []
     try:
         for number, seed in enumerate(seeds, 1):
             random.manual_seed(seed)
-            measured.append(card.measure(budget, seed))
+            with one_blas_thread():  # the matrices are small, and threads of BLAS would fight those of the kernels
+                measured.append(card.measure(budget, seed))
             tell(f"{card.name}: seed {seed}, {number} of {len(seeds)}, {time.perf_counter() - began:.0f} s")
     finally:
         random.set_state(before)
@@ -96,9 +101,13 @@ def run(card: Card, budget: str = "small", seeds: Sequence[int] = (0, 1, 2), out
 
 
 def together(measured: Sequence[Numbers]) -> dict[str, dict[str, list[Any]]]:
-    """Variant -> quantity -> the values of all seeds."""
-    return {variant: {quantity: [numbers[variant][quantity] for numbers in measured] for quantity in quantities}
-            for variant, quantities in measured[0].items()}
+    """Variant -> quantity -> the values of all seeds, with DIGITS digits, which the verdict is then made from."""
+    return {variant: {quantity: [_rounded(numbers[variant][quantity]) for numbers in measured]
+                      for quantity in quantities} for variant, quantities in measured[0].items()}
+
+
+def _rounded(value: Any) -> Any:
+    return [_rounded(one) for one in value] if isinstance(value, list) else float(f"{value:.{DIGITS}g}")
 
 
 def over_seeds(results: expect.Results, of: Callable[[list[Any]], Any]) -> dict[str, dict[str, Any]]:
@@ -119,8 +128,15 @@ def _range(values: list[Any]) -> list[Any]:
 
 
 def as_json(record: Mapping[str, Any]) -> bytes:
-    """A record as JSON that people can read too. Raises ValueError for NaN and infinity, which JSON has not."""
-    return (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
+    """A record as JSON that people can read too: a line a variant. Raises ValueError for NaN and infinity."""
+    lines = []
+    for key, value in record.items():
+        text = json.dumps(value, allow_nan=False)
+        if isinstance(value, dict) and value:
+            text = "{\n" + ",\n".join(f"  {json.dumps(k)}: {json.dumps(v, allow_nan=False)}"
+                                     for k, v in value.items()) + "}"
+        lines.append(f" {json.dumps(key)}: {text}")
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
 def read(path: PathLike) -> dict[str, Any]:

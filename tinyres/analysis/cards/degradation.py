@@ -20,6 +20,7 @@ def variants(budget: str) -> dict[str, training.Network]:
 
 
 def measure(budget: str, seed: int) -> Numbers:
+    """One run of the experiment; see the card."""
     return training.compare(variants(budget), PLANS[budget], seed)
 
 
@@ -38,7 +39,7 @@ CARD = Card(
     expected=REPRODUCED,
     expectations=(Above("deep plain", "shallow plain", "train loss", 0.1),
                   Near("deep residual", "shallow residual", "train loss", 0.05),
-                  Above("deep plain", "deep residual", "test error", 2.0, " points")),
+                  Above("deep plain", "deep residual", "test error", 2.0, "points")),
     experiment={budget: training.in_words(variants(budget), PLANS[budget]) for budget in DEPTHS},
     measure=measure,
     draw=drawing("Does a deeper network have a higher training loss?",

@@ -26,6 +26,11 @@ def differences(results: Results, one: str, other: str, quantity: str) -> list[f
     return [float(a) - float(b) for a, b in zip(results[one][quantity], results[other][quantity], strict=True)]
 
 
+def amount(value: float, unit: str) -> str:
+    """A number with its unit, of which there is one at most: 1 point, 0.5 points."""
+    return f"{value:g} {unit.removesuffix('s') if value == 1 else unit}".strip()
+
+
 @dataclass(frozen=True)
 class Above:
     """The quantity of `higher` exceeds that of `lower`, by `by` on average.
@@ -48,8 +53,9 @@ class Above:
         return CONTRADICTED if all(difference < 0 for difference in found) and -mean(found) >= self.by else NOT_HERE
 
     def __str__(self) -> str:
-        return (f"{self.quantity} of {self.higher} above that of {self.lower} in every seed, on average by at least "
-                f"{self.by:g}{self.unit} (by less: {ORDERING}; as much below in every seed: {CONTRADICTED})")
+        return (f"{self.quantity} of {self.higher!r} above that of {self.lower!r} in every seed, on average by at "
+                f"least {amount(self.by, self.unit)} (by less: {ORDERING}; as much below in every seed: "
+                f"{CONTRADICTED})")
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,9 @@ class Near:
         return CONTRADICTED if one_way and abs(mean(found)) > 2 * self.within else NOT_HERE
 
     def __str__(self) -> str:
-        return (f"{self.quantity} of {self.one} and of {self.other} at most {self.within:g}{self.unit} apart on "
-                f"average (more than {2 * self.within:g}{self.unit}, in every seed the same way: {CONTRADICTED})")
+        return (f"{self.quantity} of {self.one!r} and of {self.other!r} at most {amount(self.within, self.unit)} apart "
+                f"on average (more than {amount(2 * self.within, self.unit)}, in every seed the same way: "
+                f"{CONTRADICTED})")
 
 
 Expectation = Above | Near

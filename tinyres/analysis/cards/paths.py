@@ -27,6 +27,7 @@ SHORT = 17, 54  # the longest of Veit et al.'s short paths, and the blocks of th
 
 
 def measure(budget: str, seed: int) -> Numbers:
+    """One run of the experiment; see the card."""
     training_set, test = training.splits(PLANS[budget])
     x, y = training_set.batch(BATCH[budget], seed)
     deep, fitted = _trained("resnet", DEEP[budget], budget, seed, training_set)
@@ -46,6 +47,7 @@ def measure(budget: str, seed: int) -> Numbers:
 def _trained(kind: str, depth: int, budget: str, seed: int, images: data.Dataset) -> tuple[nn.Module, dict[str, float]]:
     """A trained network on the CPU, and what `fit` says of it."""
     random.manual_seed(seed)
+    built: nn.Module
     if kind == "plain":
         built = models.resnet.cifar_plain(depth, len(images.classes), images.images.shape[1])
     else:
@@ -106,12 +108,12 @@ CARD = Card(
                "one of its blocks the residual network of 20 layers loses some points, the plain one guesses: more "
                "damage by 30 points at least.",
     expected=REPRODUCED,
-    expectations=(Above("all its paths", "trained ResNet", "mean length", 3.0, " blocks"),
-                  Above("trained ResNet", "all its paths", "short", 40.0, " points"),
-                  Above("MLP without norm, a = 1", "MLP without norm, a = 0.1", "mean length", 6.0, " blocks"),
-                  Above("plain, one block less", "residual, one block less", "damage", 30.0, " points")),
+    expectations=(Above("all its paths", "trained ResNet", "mean length", 3.0, "blocks"),
+                  Above("trained ResNet", "all its paths", "short", 40.0, "points"),
+                  Above("MLP without norm, a = 1", "MLP without norm, a = 0.1", "mean length", 6.0, "blocks"),
+                  Above("plain, one block less", "residual, one block less", "damage", 30.0, "points")),
     experiment={budget: f"Train a ResNet of {DEEP[budget]} layers, and a residual and a plain network of "
-                        f"{SHALLOW[budget]}. {str(PLANS[budget]).capitalize()}. The gradient of the loss of "
+                        f"{SHALLOW[budget]}. {PLANS[budget]}. The gradient of the loss of "
                         f"{BATCH[budget]} training images at the first block's input is split exactly by the number of "
                         "branches passed (float64, eval mode), for the deep network and for untrained MLPs of "
                         f"{MLP_BLOCKS[budget]} blocks; a length's share is its norm over the sum of all norms. short: "

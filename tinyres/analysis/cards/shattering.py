@@ -37,6 +37,7 @@ def networks(depth: int) -> dict[str, nn.Module]:
 
 
 def measure(budget: str, seed: int) -> Numbers:
+    """One run of the experiment; see the card."""
     found: dict[str, list[np.ndarray]] = {}
     start, end = (np.array([x], dtype=np.float32) for x in (FROM, TO))
     for _ in range(NETWORKS[budget]):  # each from the next numbers of the generator, which the seed has started

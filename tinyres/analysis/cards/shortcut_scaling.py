@@ -27,6 +27,7 @@ def variants(budget: str) -> dict[str, training.Network]:
 
 
 def measure(budget: str, seed: int) -> Numbers:
+    """One run of the experiment; see the card."""
     return training.compare(variants(budget), PLANS[budget], seed)
 
 
@@ -43,7 +44,7 @@ CARD = Card(
                "factor 0.5 cost training loss in a few hundred steps, but by less than 0.05, or not in every seed. The "
                "gates end within a point of the identity.",
     expected=NOT_HERE,
-    expectations=(Above("dropout 0.5", "identity", "test error", 2.0, " points"),
+    expectations=(Above("dropout 0.5", "identity", "test error", 2.0, "points"),
                   Above("x 0.5, branch 1", "identity", "train loss", 0.05),
                   Above("x 0.5, branch 0.5", "identity", "train loss", 0.05),
                   Above("1x1 convolution", "identity", "train loss", 0.05),

@@ -28,15 +28,19 @@ class Recipe:
     batch: int = 64
     lr: float = 0.1
     weight_decay: float = 5e-4
+    clip_norm: float | None = None
     images: int | None = None
     augment: bool = False
     device: str = "cpu"
 
     def __str__(self) -> str:
-        count = "all" if self.images is None else f"{self.images:,}"
+        count = "All" if self.images is None else f"{self.images:,}"
+        epochs = f"{self.epochs} epoch{'s' * (self.epochs > 1)}"
         return (f"{count} training images of {self.data}, {'augmented' if self.augment else 'not augmented'}, "
-                f"{self.epochs} epochs, batch {self.batch}, SGD with Nesterov's momentum 0.9, rate {self.lr:g} to 0 on "
-                f"a cosine, weight decay {self.weight_decay:g}, device {self.device}")
+                f"{epochs}, batch {self.batch}, SGD with Nesterov's momentum 0.9, rate {self.lr:g} to 0 on "
+                f"a cosine, weight decay {self.weight_decay:g}, "
+                + (f"gradients clipped to norm {self.clip_norm:g}, " if self.clip_norm else "")
+                + f"device {self.device}")
 
 
 RECIPES = {
@@ -48,7 +52,9 @@ RECIPES = {
 
 def recipe(budget: str, epochs: int, **changes: Any) -> Recipe:
     """The recipe of a budget with changes; so many epochs in "small" alone, as the others have their own."""
-    return replace(RECIPES[budget], **({"epochs": epochs} if budget == "small" else {}), **changes)
+    if budget == "small":
+        changes["epochs"] = epochs
+    return replace(RECIPES[budget], **changes)
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ def fit(built: nn.Module, plan: Recipe, seed: int) -> dict[str, float]:
     schedule = optim.CosineAnnealingLR(optimizer, plan.epochs * len(loader))
     diverged = 0.0
     try:
-        train(built, loader, optimizer, plan.epochs, schedule=schedule)
+        train(built, loader, optimizer, plan.epochs, schedule=schedule, clip_norm=plan.clip_norm)
     except FloatingPointError:
         diverged = 1.0
     with np.errstate(all="ignore"):  # a network that diverged may overflow
@@ -129,5 +135,5 @@ def count(built: nn.Module) -> float:
 def in_words(variants: Mapping[str, Network], plan: Recipe) -> str:
     """The experiment in words."""
     return ("Train " + "; ".join(f"{name} ({variant})" if name != str(variant) else name
-                                 for name, variant in variants.items()) + f". {str(plan).capitalize()}. Both splits "
+                                 for name, variant in variants.items()) + f". {plan}. Both splits "
             "are read once at the end, in eval mode.")

@@ -25,13 +25,15 @@ def variants(budget: str) -> dict[str, training.Network]:
 
 
 def measure(budget: str, seed: int) -> Numbers:
+    """One run of the experiment; see the card."""
     return training.compare(variants(budget), PLANS[budget], seed)
 
 
 CARD = Card(
     name="weight-sharing",
-    claim="Sharing weights makes deep residual networks small without losing what depth gives.",
-    source="the source article, which means sharing over positions; here it is sharing over depth",
+    claim="Sharing weights makes deep residual networks small at little cost; over depth it does so if each use keeps "
+          "a batch norm of its own.",
+    source="the source article, which calls sharing over positions so; here it is sharing over depth",
     quoted=(one("share one set a stage"), one("option A", network="resnet20"), one("option A", network="resnet56")),
     prediction="With the convolutions of a stage's equal blocks shared and a batch norm of its own for each use, 56 "
                "layers keep a fifth of the parameters and end within 1.5 points of the unshared network's test error. "
@@ -40,9 +42,9 @@ CARD = Card(
                "of the same size is as good within 1.5 points: on digits, size is not what limits, and depth gives "
                "nothing.",
     expected=REPRODUCED,
-    expectations=(Near("shared convolutions", "unshared", "test error", 1.5, " points"),
-                  Above("shared convolutions and norms", "shared convolutions", "test error", 2.0, " points"),
-                  Near("shared convolutions", "unshared, same size", "test error", 1.5, " points")),
+    expectations=(Near("shared convolutions", "unshared", "test error", 1.5, "points"),
+                  Above("shared convolutions and norms", "shared convolutions", "test error", 2.0, "points"),
+                  Near("shared convolutions", "unshared, same size", "test error", 1.5, "points")),
     experiment={budget: training.in_words(variants(budget), PLANS[budget]) for budget in DEPTHS},
     measure=measure,
     draw=drawing("What does sharing weights over depth cost?",
