@@ -67,9 +67,9 @@ def torch_files() -> Reader:
     small = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.arange(4), "c": np.float16([1, 2])}
     valid += [content for content in files.files_of(small)]
     view = files.tensor(files.storage("0", "bf", 10, ("1", 2, 4)), (2, 2))
-    valid += [files.legacy_file({"model": {"x": view}, "epoch": 3}, {"0": (10, bytes(20))}),
-              files.zip_file({"state_dict": {"x": files.tensor(files.storage("0", "u1", 9), (3, 3), (1, 3))}},
-                             {"0": bytes(9)}, byteorder="big")]
+    valid += [files.zip_file({"state_dict": {"x": files.tensor(files.storage("0", "u1", 9), (3, 3), (1, 3))}},
+                             {"0": bytes(9)}, byteorder="big"),
+              files.legacy_file({"model": {"x": view}, "epoch": 3}, {"0": (10, bytes(20))})]
     one = files.storage("0", "f4", 4)
     programs = [b"\x80\2" + b"]" * 600_000 + b".", b"\x80\2N" + b"q\0h\0\x86" * 150_000 + b".",
                 b"\x80\2]q\0(" + b"N" * 50_000 + b"e" + code(files.ORDERED) + b"q\1" + b"h\1h\0\x85R" * 80_000 + b".",
@@ -83,13 +83,17 @@ def torch_files() -> Reader:
     attacks += [files.zip_file({"a": files.tensor(one, (4,))}, {"0": bytes(16)}, method=zipfile.ZIP_DEFLATED),
                 inputs.zip_bomb("a/data.pkl", files.pickled({}), 768),
                 files.legacy_file({"a": files.tensor(one, (4,))}, {"0": (2**62, bytes(16))}),
-                *(valid[-2][:end] for end in (15, 40, 90, len(valid[-2]) - 1))]
+                *(valid[-1][:end] for end in (15, 40, 90, len(valid[-1]) - 1))]
 
     def mend(changed: Files, rng: Random) -> Files:
         """Most of the time a valid file's pickle is changed instead: of other changes few get as far as to that."""
         kind = rng.random()
         if kind < 0.3:
             return changed
+        if kind > 0.8:  # other numbers, which are read
+            content = bytearray(rng.choice(valid[1::2]))
+            content[-rng.randrange(1, 9)] = rng.randrange(256)
+            return {"w": bytes(content)}
         return {"w": with_other_pickle(changed.get("w", b"") if kind < 0.5 else rng.choice(valid), rng)}
 
     return Reader([{"w": content} for content in valid], lambda folder: read(network, folder),

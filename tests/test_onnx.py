@@ -12,8 +12,8 @@ import pytest
 import tinyres as tr
 from tinyres import data, models, nn, ops, random, weights
 from tinyres.files import write_atomically
-from tinyres.onnx_export import export_onnx
-from tinyres.onnx_trace import ExportError
+from tinyres.onnx.export import export_onnx
+from tinyres.onnx.trace import ExportError
 
 onnx = pytest.importorskip("onnx", reason='onnx is not installed: pip install "tinyres[onnx]"')
 DATA = os.environ.get("TINYRES_DATA", "")
@@ -494,6 +494,6 @@ def test_a_file_that_does_not_fit_or_is_not_there(tinyres_command, tmp_path):
 
 def test_a_file_that_computes_something_else_is_found(tinyres_command, runtime, tmp_path, monkeypatch):
     weights.save(lively(models.resnet8()), tmp_path / "w.safetensors")
-    monkeypatch.setattr("tinyres.onnx_ops._join", lambda graph, step, y, residual: y)  # no addition and no ReLU
+    monkeypatch.setattr("tinyres.onnx.ops._join", lambda graph, step, y, residual: y)  # no addition and no ReLU
     status, out, err = tinyres_command("export w.safetensors --to n.onnx")
     assert (status, out) == (1, "") and "the file is not the network" in err

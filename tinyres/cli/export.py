@@ -77,7 +77,7 @@ def _onnx(found: Stored, weights: Path, to: Path, batch: int | None, opset: int,
           quiet: bool) -> None:
     from tinyres.analysis.which import which
     from tinyres.nn import fold_batch_norm
-    from tinyres.onnx_export import export_onnx
+    from tinyres.onnx import export_onnx
 
     network = found.network
     about = which(network)

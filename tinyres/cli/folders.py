@@ -23,7 +23,8 @@ SEVERAL = "seeds.json"  # in a folder whose sub-folders are the runs of several 
 # What config.json must hold.
 KINDS: dict[str, Any] = {
     **typing.get_type_hints(recipes.Recipe), "data": str, "data_dir": str | None, "image_size": int | None,
-    "recipe": str, "option": str | None, "model_option": list, "freeze": list, "seed": int, "kernels": str, "device": str,
+    "recipe": str, "option": str | None, "model_option": list, "freeze": list, "seed": int, "kernels": str,
+    "device": str,
     "tensorboard": bool, "network": dict, "normalisation": dict, "threads": int, "provenance": dict,
 }
 

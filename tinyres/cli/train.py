@@ -97,7 +97,8 @@ def train_network(
         chosen = chosen if batch is not None else recipes.fit_batch(chosen, images)
     config = {"data": setup.absolute_data(data), "data_dir": None if data_dir is None else str(data_dir.absolute()),
               "image_size": image_size, "recipe": name, **asdict(chosen), "option": option,
-              "model_option": model_option or [], "freeze": freeze or [], "seed": seed, "kernels": kernels, "device": device, "tensorboard": tensorboard}
+              "model_option": model_option or [], "freeze": freeze or [], "seed": seed, "kernels": kernels,
+              "device": device, "tensorboard": tensorboard}
     base = f"{Path(data).stem}-{chosen.model}-seed"
     if seeds == 1:
         folder = folders.fresh(out, f"{base}{seed}")

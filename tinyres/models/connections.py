@@ -11,8 +11,8 @@ The article sends the concatenation into the *left* branch of the third block an
 receives y_2, the output of the block before: R is the route past the block, and with the same input as in a chain
 without connections it keeps its shape, C = K. Chains have batch norm in stem, L and join unless told otherwise: as R is
 scaled by 0.1 they are nearly plain networks, and six blocks without norm learn the digits many times more slowly. The
-literature's connections are elsewhere: addition in blocks.py (He et al. 2015), dense concatenation in densenet.py (Huang
-et al. 2017), and in blocks.py the bottleneck that first reduces and then restores.
+literature's connections are elsewhere: addition in blocks.py (He et al. 2015), dense concatenation in densenet.py
+(Huang et al. 2017), and in blocks.py the bottleneck that first reduces and then restores.
 """
 
 from __future__ import annotations

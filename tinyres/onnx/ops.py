@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from tinyres.onnx_graph import TRANSLATIONS, Graph, Made, Node, ints, refused, translates
-from tinyres.onnx_trace import ExportError, Step, Trace, Value
+from tinyres.onnx.graph import TRANSLATIONS, Graph, Made, Node, ints, refused, translates
+from tinyres.onnx.trace import ExportError, Step, Trace, Value
 from tinyres.ops import elementwise as e
 from tinyres.ops.broadcast import BroadcastTo, SumTo
 from tinyres.ops.conv import Conv2d, Conv2dInputGrad

@@ -1,6 +1,6 @@
 """A network as an ONNX file, which onnxruntime, Netron and most deployment tools read.
 
-One forward pass in eval mode is watched and written down op by op (onnx_trace.py, onnx_ops.py). Batch norms stay nodes
+One forward pass in eval mode is watched and written down op by op (trace.py, ops.py). Batch norms stay nodes
 of their own; fold_batch_norm() before the export makes them part of their convolutions. Nodes are named by the module
 that ran them ("layer1.0.conv1"; what else that module does, "layer1.0.bn1.relu"), initialisers by their parameters.
 """
@@ -16,9 +16,9 @@ import numpy as np
 
 from tinyres.files import PathLike, write_atomically
 from tinyres.nn import Module
-from tinyres.onnx_graph import Graph, Node
-from tinyres.onnx_ops import translate
-from tinyres.onnx_trace import BATCHES, ExportError, Step, Trace, Value, trace
+from tinyres.onnx.graph import Graph, Node
+from tinyres.onnx.ops import translate
+from tinyres.onnx.trace import BATCHES, ExportError, Step, Trace, Value, trace
 from tinyres.tensor import Function
 
 OLDEST, PRODUCER = 13, "tinyres"  # opset 13 made the axes of ReduceSum, Squeeze and Unsqueeze inputs

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyres.onnx_trace import ExportError, Step, Value
+from tinyres.onnx.trace import ExportError, Step, Value
 from tinyres.tensor import Function
 
 
