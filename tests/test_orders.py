@@ -68,6 +68,12 @@ def test_names_of_weights_are_the_same_in_all_but_the_last_norm(build):
     assert set(build().state_dict()) == (renamed if build is orders.full_preactivation_resnet else wanted)
 
 
+def test_projections_have_a_norm_but_where_one_follows_the_addition():
+    for build in orders.NETWORKS[:4]:
+        norms = {name for name in build(option="B").state_dict() if "downsample.1.weight" in name}
+        assert len(norms) == (0 if build is orders.bn_after_addition_resnet else 2), build.__name__
+
+
 CASES = [(build, {"depth": 20}, (8, 3, 8, 8)) for build in orders.NETWORKS[1:4]]
 CASES += [(build, {"depth": 20, "bottleneck": True}, (2, 3, 16, 16)) for build in orders.NETWORKS[:4]]
 

@@ -13,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = {".py", ".cu", ".cuh", ".h", ".cpp"}
-DATA = {"tinyres/py.typed", "tinyres/data/digits.npz", "tinyres/data/LICENSE-digits.txt"}
+DATA = {"tinyres/py.typed", "tinyres/analysis/reference_numbers.json", "tinyres/data/digits.npz",
+        "tinyres/data/LICENSE-digits.txt"}
 
 
 @pytest.fixture(scope="module")

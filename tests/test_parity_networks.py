@@ -56,7 +56,7 @@ def test_networks_in_float32_are_as_near_to_float64_as_pytorch_is(torch, name):
 # --- the twins and the measuring --------------------------------------------------------------------------------------
 
 CHOICES = [(name, {"option": option}) for name in ("resnet8", "preact_resnet20") for option in "ABC"]
-DEFAULTS = [(name, {}) for name in models.names()]
+DEFAULTS = [(network.__name__, {}) for family in (models.resnet, models.preact) for network in family.NETWORKS]
 
 
 @pytest.mark.parametrize("name, options", [*DEFAULTS, *CHOICES, ("preact_resnet18", {"cifar_stem": True}),
