@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the ground up; a module is named by the first part below tinyres. A new one gets its place here.
 FLOORS = [
     {"kernels"},
-    {"files", "npy", "torch_file", "torch_pickle", "interrupt", "run_log", "random", "errors", "state", "graph", "operands", "tensor", "autograd",
-     "debug"},
+    {"files", "npy", "torch_file", "torch_pickle", "interrupt", "run_log", "random", "errors", "state", "graph",
+     "operands", "tensor", "autograd", "debug"},
     {"ops"},
     {"nn"},
     {"models"},
@@ -27,7 +27,8 @@ FLOORS = [
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 GROUND = {"numpy", "numba", "llvmlite"}  # what a module may import when it is itself imported
 COMMAND_LINE = {"typer", "rich", "click"}  # and the command line besides
-LATER = "cupy cupyx typer rich click tqdm pooch safetensors matplotlib threadpoolctl onnx onnxruntime torch scipy pandas".split()
+LATER = ("cupy cupyx typer rich click tqdm pooch safetensors matplotlib threadpoolctl onnx onnxruntime torch scipy "
+         "pandas").split()
 
 
 def modules() -> dict[str, Path]:

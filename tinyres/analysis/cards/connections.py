@@ -43,9 +43,9 @@ CARD = Card(
     expected=NOT_HERE,
     expectations=(Above("addition", "concatenation", "test error", 1.0, "points"),
                   Above("addition", "bottleneck", "test error", 1.0, "points")),
-    experiment={budget: f"Chains of {BLOCKS[budget]} blocks of the article (a = 0.1, two convolutions with batch norm), from "
-                        "the third on fed with the two outputs before, joined in one of three ways, and as wide as "
-                        f"comes nearest to {PARAMETERS[budget]:,} parameters. {PLANS[budget]}. Both "
+    experiment={budget: f"Chains of {BLOCKS[budget]} blocks of the article (a = 0.1, two convolutions with batch "
+                        "norm), from the third on fed with the two outputs before, joined in one of three ways, and as "
+                        f"wide as comes nearest to {PARAMETERS[budget]:,} parameters. {PLANS[budget]}. Both "
                         "splits are read once at the end, in eval mode." for budget in BLOCKS},
     measure=measure,
     draw=drawing("Is concatenation better than addition at equal size?",
