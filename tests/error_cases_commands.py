@@ -83,7 +83,8 @@ def _(folder):
     return Command("train --model-option zero_init_residual=maybe"),
 
 
-@case("A network's option that the data decides", 2, "--model-option", "'num_classes=5'", "the data", fix="leave it out")
+@case("A network's option that the data decides", 2, "--model-option", "'num_classes=5'", "the data",
+      fix="leave it out")
 def _(folder):
     return Command("train --model-option num_classes=5"),
 

@@ -6,6 +6,7 @@ import tarfile
 
 import numpy as np
 from error_case import chapter, environment
+from torch_files import Call, Global, legacy_file, storage, tensor, zip_file
 
 from tinyres import data, models, nn, optim, weights
 from tinyres.checkpoint import load_checkpoint, save_checkpoint
@@ -36,18 +37,38 @@ def _(folder):
     return lambda: weights.read("model.pt"),
 
 
-@case("A pickle in an archive, as torch.save writes it", WeightsError, "weights: model.pt", "a PyTorch pickle",
-      "never read", fix="safetensors.torch.save_file")
+@case("A PyTorch file that would run code", WeightsError, "weights: model.pt", "never executed", "'os.system'",
+      fix="safetensors.torch.save_file")
 def _(folder):
-    with open("model.pt", "wb") as file:
-        np.savez(file, **{"archive/data": np.ones(2)})
-    content = (folder / "model.pt").read_bytes().replace(b"archive/data.npy", b"archive/data.pkl")
-    (folder / "model.pt").write_bytes(content)
+    (folder / "model.pt").write_bytes(zip_file({"a": Call(Global("os", "system"), ("true",))}, {}))
     return lambda: weights.read("model.pt"),
 
 
+@case("A PyTorch file with two state dicts", WeightsError, "weights: model.pt", "'ema', 'model'",
+      fix="Save one of them alone")
+def _(folder):
+    one = tensor(storage("0", "f4", 4), (4,))
+    (folder / "model.pt").write_bytes(zip_file({"model": {"a": one}, "ema": {"a": one}}, {"0": bytes(16)}))
+    return lambda: weights.read("model.pt"),
+
+
+@case("A PyTorch file that is truncated", WeightsError, "weights: model.pt", "truncated", fix="fetch or save it again")
+def _(folder):
+    one = tensor(storage("0", "f4", 4), (4,))
+    (folder / "model.pt").write_bytes(legacy_file({"a": one}, {"0": (4, bytes(16))})[:-4])
+    return lambda: weights.read("model.pt"),
+
+
+@case("Keras layers of an unknown network", WeightsError, "weights: w.npz", "no network known here",
+      fix="keras_names.translate")
+def _(folder):
+    with open("w.npz", "wb") as file:
+        np.savez(file, **{"dense/kernel:0": np.ones((2, 2))})
+    return lambda: weights.read("w.npz"),
+
+
 @case("A page of the web instead of the file", WeightsError, "weights: w.safetensors", "an HTML or XML page",
-      fix="expected safetensors or .npz")
+      fix="expected safetensors, .npz or .pt")
 def _(folder):
     (folder / "w.safetensors").write_bytes(b"<!DOCTYPE html><title>404</title>")
     return lambda: weights.read("w.safetensors"),
@@ -60,7 +81,7 @@ def _(folder):
 
 
 @case("An HDF5 file, as Keras writes it", WeightsError, "weights: w.h5", "an HDF5 file",
-      fix="expected safetensors or .npz")
+      fix="expected safetensors, .npz or .pt")
 def _(folder):
     (folder / "w.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
     return lambda: weights.read("w.h5"),

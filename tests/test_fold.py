@@ -58,8 +58,10 @@ def count(model, kind):
 
 DEEP = ("resnet110", "resnet1202", "plain110", "preact_resnet110", "preact_resnet164", "resnet101", "resnet152",
         "resnet50", "preact_resnet50")  # too slow for each run; their blocks are in the others and below
+FIRST = [network.__name__ for family in (models.resnet, models.preact) for network in family.NETWORKS]
+OTHERS = [name for name in models.names() if name not in FIRST]
 NETWORKS = [(name, {"num_classes": 5} | ({"cifar_stem": True} if "18" in name else {}))
-            for name in models.names() if name not in DEEP]
+            for name in FIRST if name not in DEEP]
 NETWORKS += [("resnet8", {"option": option}) for option in "BC"] + [("preact_resnet20", {"option": o}) for o in "BC"]
 
 
@@ -84,6 +86,25 @@ def test_networks_in_float64(name, options):
         left -= isinstance(model.maxpool, nn.Identity)  # the first block's is behind the stem's convolution
     assert count(twin, nn.BatchNorm2d) == left
     assert count(twin, FoldedConv2d) == count(model, nn.BatchNorm2d) - left
+
+
+NOTHING_TO_FOLD = {"skipinit_resnet", "fixup_resnet", "fixup_resnet20", "article_prose", "article_prose_parallel",
+                   "article_prose_series", "article_prose_four_step", *(name for name in OTHERS if "mlp" in name[-3:])}
+
+
+@pytest.mark.parametrize("name", [name for name in OTHERS if not name.endswith(("34", "50", "56", "100", "110"))])
+def test_other_networks_keep_their_outputs_or_have_nothing_to_fold(name):
+    """Here it is not said how many can be folded: a batch norm behind an addition cannot, one that is shared neither."""
+    model = small(name, {"num_classes": 5})
+    x = normal(2, 64) if name.endswith("mlp") else normal(2, 3, 16, 16)
+    if name in NOTHING_TO_FOLD:
+        with pytest.raises(ValueError, match="there is nothing to fold in this"):
+            fold_batch_norm(model, x[:1])
+        return
+    twin, expected = fold_batch_norm(model, x[:1]), outputs(model, x)
+    assert np.abs(expected).max() > 1e-3
+    assert norm_distance(outputs(twin, x), expected) < 1e-10
+    assert 0 < count(twin, FoldedConv2d) == count(model, nn.BatchNorm2d) - count(twin, nn.BatchNorm2d)
 
 
 @pytest.mark.parametrize("block", [models.blocks.Bottleneck, models.blocks.PreActBottleneck,

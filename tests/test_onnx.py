@@ -12,8 +12,7 @@ import pytest
 import tinyres as tr
 from tinyres import data, models, nn, ops, random, weights
 from tinyres.files import write_atomically
-from tinyres.onnx.export import export_onnx
-from tinyres.onnx.trace import ExportError
+from tinyres.onnx import ExportError, export_onnx
 
 onnx = pytest.importorskip("onnx", reason='onnx is not installed: pip install "tinyres[onnx]"')
 DATA = os.environ.get("TINYRES_DATA", "")

@@ -156,7 +156,7 @@ def test_all_networks_have_a_row_and_enough_values_for_their_norms():
     cases = real_cases()
     assert {case.network for case in cases} == set(models.names())
     assert len({case.name for case in cases}) == len(cases) and 8 <= sum(case.usual for case in cases) < 20
-    for case in cases:
+    for case in (case for case in cases if len(case.images) == 4):
         N, _, H, W = case.images
         shrinks = 32 if case.words == "ImageNet" else 8 if case.words == "CIFAR stem" else 4
         assert N * (H // shrinks) * (W // shrinks) >= 8, case.name

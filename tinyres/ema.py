@@ -40,8 +40,12 @@ class ExponentialMovingAverage:
             raise ValueError("ExponentialMovingAverage: the average is on one device and the model on another: move it "
                              f"too, average.model.to({places[0]!r})")
         self.count += 1
+        done: set[int] = set()  # a module that is registered twice has its arrays under both names
         with no_grad():
             for (_, average, _), (_, current, _) in zip(averages, currents, strict=True):
+                if id(average) in done:
+                    continue
+                done.add(id(average))
                 if average.dtype.kind == "f":
                     average.data += (1 - keep) * (current.data - average.data)
                 else:

@@ -20,9 +20,9 @@ from tinyres.npy import read_array
 
 PICKLE = "a pickle"
 OTHER_KINDS = {b"\x80\2": PICKLE, b"\x80\3": PICKLE, b"\x80\4": PICKLE, b"\x80\5": PICKLE,
-               b"\x89HDF": "an HDF5 file, expected safetensors or .npz",
+               b"\x89HDF": "an HDF5 file, expected safetensors, .npz or .pt",
                b"version https://git-lfs": "a Git LFS pointer, not the file itself: fetch it with git lfs pull",
-               b"<": "an HTML or XML page, expected safetensors or .npz"}
+               b"<": "an HTML or XML page, expected safetensors, .npz or .pt"}
 
 UNPACKED = 256 << 20  # bytes that any .npz may unpack to: the weights of resnet152 have 241,000,000
 SHRINKAGE = 256  # a larger one may unpack to so many times its own size
@@ -88,7 +88,8 @@ def read_safetensors(path: Path, content: bytes) -> tuple[Arrays, dict[str, str]
         kind = next((words for magic, words in OTHER_KINDS.items() if content.startswith(magic)), "")
         raise WeightsError(_pickle(path) if kind == PICKLE else f"weights: {path} is {kind}" if kind else
                            f"weights: {path} ({len(content):,} bytes) cannot be read as safetensors: {error}. It is "
-                           "truncated, damaged or another kind of file; safetensors and .npz can be read") from error
+                           "truncated, damaged or another kind of file; safetensors, .npz and PyTorch's .pt can be "
+                           "read") from error
     return dict(sorted(arrays.items())), header.get("__metadata__") or {}
 
 

@@ -17,8 +17,11 @@ networks, with 3 stages, is normalised by ImageNet's statistics; MLPerf Tiny's i
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +53,8 @@ class Architecture:
     """A ResNet, as the names and shapes of its weights tell: `models.build(name, **options)` makes it.
 
     name is "" if no constructor of models.resnet, models.preact and models.mlperf makes it. Other networks may have a
-    ResNet's names and shapes too: a plain one those of the ResNet with option A.
+    ResNet's names and shapes too: a plain one those of the ResNet with option A; constant scales, dropout, the order of
+    norm and ReLU and the place of a stride leave no trace in names. network_texts says which it is.
     """
 
     name: str
@@ -92,7 +96,8 @@ def identify(arrays: Mapping[str, Any]) -> Architecture | None:
         options["cifar_stem"] = stem.shape[2] == 3
     usual = models.resnet.CIFAR_WIDTHS if len(depths) == 3 else models.resnet.IMAGENET_WIDTHS
     name = f"{'preact_' * preact}resnet{layers}"
-    known = name in models.names() and widths == usual and all(OURS.fullmatch(entry) for entry in arrays)
+    bare = not preact and options["option"] != "A" and not any(".downsample.1." in entry for entry in arrays)
+    known = name in models.names() and widths == usual and not bare and all(OURS.fullmatch(entry) for entry in arrays)
     return Architecture(name if known else "", options, layers, depths, widths)
 
 
@@ -125,10 +130,36 @@ class Source:
     def architecture(self) -> Architecture | None:
         return identify(self.arrays)
 
+    @property
+    def network(self) -> tuple[str, dict[str, Any]] | None:
+        """(name, options) for models.build as the run, or the file's metadata, says; None where neither does."""
+        name, options = self.config.get("model"), self.config.get("network")
+        if name is None and "network" in self.metadata:
+            with contextlib.suppress(ValueError, RecursionError):
+                options = json.loads(self.metadata["network"])
+            name = self.metadata.get("model")
+        return (name, options) if isinstance(name, str) and isinstance(options, dict) else None
+
 
 def save(model: Module, path: PathLike, metadata: Mapping[str, str] | None = None) -> None:
-    """Write the model's parameters and buffers as a safetensors file, with texts about it if given."""
+    """Write the model's parameters and buffers as a safetensors file, with texts about it if given.
+
+    Names and shapes do not tell every network: metadata=network_texts(name, options) does, and the commands read it.
+    """
     write_atomically(path, safetensors(model.state_dict(), metadata))
+
+
+def network_texts(name: str, options: Mapping[str, Any],
+                  normalisation: tuple[Sequence[float], Sequence[float]] | None = None) -> dict[str, str]:
+    """Metadata that says which network a file is for, models.build(name, **options), and which input it expects.
+
+    normalisation: mean and std a channel, on the scale 0 to 1.
+    """
+    texts = {"model": models.known_name(name), "network": json.dumps(dict(options), sort_keys=True)}
+    if normalisation is not None:
+        mean, std = ([float(number) for number in part] for part in normalisation)
+        texts["normalisation"] = json.dumps({"mean": mean, "std": std})
+    return texts
 
 
 def load(model: Module, path: PathLike) -> Source:
@@ -167,7 +198,7 @@ def read(path: PathLike) -> Source:
     except ValueError as error:
         raise WeightsError(f"weights: {path} does not fit: {error}") from error
     found = identify(arrays)
-    return Source(arrays, kind, _normalisation(kind, found), metadata)
+    return Source(arrays, kind, _said_normalisation(metadata) or _normalisation(kind, found), metadata)
 
 
 def _read_file(path: Path) -> tuple[Arrays, dict[str, str]]:
@@ -186,6 +217,16 @@ def _normalisation(kind: str, found: Architecture | None) -> tuple[tuple[float, 
     if kind == "akamaster":
         return IMAGENET if len(found.depths) == 3 else None
     return RAW_PIXELS if kind == "keras" and found.name == "mlperf_resnet8" else None
+
+
+def _said_normalisation(metadata: Mapping[str, str]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """What network_texts wrote, if it is there and makes sense."""
+    with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError, OverflowError):
+        found = json.loads(metadata["normalisation"])
+        mean, std = (tuple(float(number) for number in found[name]) for name in ("mean", "std"))
+        if len(mean) == len(std) and all(map(math.isfinite, mean + std)) and min(std) > 0:
+            return mean, std
+    return None
 
 
 def _renamed(arrays: Arrays) -> tuple[Arrays, str]:

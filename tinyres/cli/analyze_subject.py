@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from tinyres.cli import setup
+from tinyres.cli.stored import network_for, normalisation
 
 RANDOM = "random"           # in place of a data set: images of CIFAR's shape drawn from N(0, 1), and labels by chance
 RANDOM_SHAPE, RANDOM_CLASSES = (3, 32, 32), 10
@@ -75,46 +76,23 @@ def subject(model: str | None, weights: Path | None, model_option: Sequence[str]
         data = setup.absolute_data(data)
         run = config if data == config.get("data") else {}
         dataset = datasets.load(data, split, data_dir or run.get("data_dir"), run.get("image_size"))
-        if source is not None:
-            dataset = _normalised_for(source, dataset)
+        expected = None if source is None else normalisation(source)
+        dataset = dataset if expected is None else dataset.with_normalisation(*expected)
         with setup.option("--batch"):
             images, labels = dataset.batch(batch, seed)
-    name, options = _network(source, weights, model, model_option or [], dataset)
+    channels, *size = RANDOM_SHAPE if dataset is None else dataset.images.shape[1:]
+    classes = RANDOM_CLASSES if dataset is None else len(dataset.classes)
+    own, shape = model_option or [], (size[0], size[1])
+    if source is not None and weights is not None:
+        name, options = network_for(source, weights, model, None, own, classes, channels, shape)
+    else:
+        name = (model or MODEL).replace("-", "_")
+        options = setup.network_options(name, classes, channels, shape, None, own)
     random.manual_seed(seed)
     network = setup.build(name, options)
     if weights is not None:
         load(network, weights)
     return Subject(name, network, Tensor(images), labels, dataset, options)
-
-
-def _network(source: Any, weights: Path | None, model: str | None, own: Sequence[str],
-             dataset: Any) -> tuple[str, dict[str, Any]]:
-    """Name and options of the network: as asked for, else the run's, else what the names in the file tell."""
-    channels, *size = RANDOM_SHAPE if dataset is None else dataset.images.shape[1:]
-    classes = RANDOM_CLASSES if dataset is None else len(dataset.classes)
-    shortcut = None
-    if source is not None:
-        if model is None and not own and {"model", "network"} <= source.config.keys():
-            return source.config["model"], source.config["network"]
-        known = source.architecture
-        if model is None and (known is None or not known.name):
-            raise typer.BadParameter(f"{weights} holds {known or 'no network known by its names'}; say which network "
-                                     "it is for.", param_hint="--model")
-        if model is None:
-            model = known.name
-            shortcut = known.options.get("option")
-    name = (model or MODEL).replace("-", "_")
-    return name, setup.network_options(name, classes, channels, (size[0], size[1]), shortcut, own)
-
-
-def _normalised_for(source: Any, dataset: Any) -> Any:
-    """The data set normalised as the weights expect it: by the run's statistics or the format's, else by its own."""
-    if "normalisation" in source.config:
-        ours = source.config["normalisation"]
-        return dataset.with_normalisation(ours["mean"], ours["std"])
-    if source.normalisation is not None:
-        return dataset.with_normalisation(*source.normalisation)
-    return dataset
 
 
 def check_out(path: Path | None) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import typer
 
 from tinyres.cli import setup
+from tinyres.cli.stored import network_for
 
 Normalize = Annotated[str | None, typer.Option(help="imagenet; train (statistics of the training images); none (0 to "
                                                "1); or means, then stds, a channel each: m,m,m,s,s,s. Default: the "
@@ -19,7 +20,7 @@ Normalize = Annotated[str | None, typer.Option(help="imagenet; train (statistics
 
 
 def evaluate_weights(
-    weights: Annotated[Path, typer.Option(help="A safetensors or .npz file, or the folder of a run.")],
+    weights: Annotated[Path, typer.Option(help="A safetensors, .npz, .pt or .pth file, or the folder of a run.")],
     model: Annotated[str | None, typer.Option(help="A network's name. Default: the run's, or what the file's names "
                                               "tell.")] = None,
     option: setup.ShortcutOption = None,
@@ -40,8 +41,9 @@ def evaluate_weights(
 ) -> None:
     """Evaluate weights on a data set.
 
-    The weights are those of a run, or of a published file. Files of akamaster/pytorch_resnet_cifar10 are recognised;
-    they expect ImageNet's mean and std. Accuracy is a share from 0 to 1.
+    The weights are those of a run, or of a published file; nothing in it is executed. Files of
+    akamaster/pytorch_resnet_cifar10, which expect ImageNet's mean and std, and of MLPerf Tiny's ResNet-8, which expect
+    raw pixels, are recognised. Accuracy is a share from 0 to 1.
     """
     from tinyres import data as datasets
     from tinyres.files import write_atomically
@@ -64,7 +66,9 @@ def evaluate_weights(
     data = setup.absolute_data(data)
     mine = source.config if data == source.config.get("data") else {}
     dataset = datasets.load(data, split, data_dir or mine.get("data_dir"), image_size or mine.get("image_size"))
-    name, options = _network(source, weights, model, option, model_option or [], dataset)
+    channels, *size = dataset.images.shape[1:]
+    name, options = network_for(source, weights, model, option, model_option or [], len(dataset.classes), channels,
+                                tuple(size))
     mean, std, origin = _normalisation(source, normalize, dataset)
     network = setup.build(name, options)
     load(network, weights)
@@ -88,31 +92,17 @@ def evaluate_weights(
     setup.report(result, text, json)
 
 
-def _network(source: Any, weights: Path, model: str | None, option: str | None, own: list[str],
-             dataset: Any) -> tuple[str, dict[str, Any]]:
-    """Name and options of the network: as asked for, else the run's, else what the names in the file tell."""
-    channels, *size = dataset.images.shape[1:]
-    if model is None and option is None and not own and {"model", "network"} <= source.config.keys():
-        return source.config["model"], source.config["network"]
-    known = source.architecture
-    if model is None and (known is None or not known.name):
-        raise typer.BadParameter(f"{weights} holds {known or 'no ResNet known by its names'}; say which network it is "
-                                 "for.", param_hint="--model")
-    name = model or known.name
-    shortcut = option or (known.options["option"] if known is not None and not name.startswith("plain") else None)
-    return name, setup.network_options(name, len(dataset.classes), channels, tuple(size), shortcut, own)
-
-
 def _normalisation(source: Any, asked: str | None, dataset: Any) -> tuple[tuple[float, ...], tuple[float, ...], str]:
     """Mean and std for each channel, and in words whose they are."""
-    from tinyres.weights import IMAGENET
+    from tinyres.weights import IMAGENET, RAW_PIXELS
 
     channels = dataset.images.shape[1]
     if asked is None and "normalisation" in source.config:
         ours = source.config["normalisation"]
         return tuple(ours["mean"]), tuple(ours["std"]), "the run's statistics"
     if asked is None and source.normalisation is not None:
-        return (*source.normalisation, "ImageNet's statistics, as this format of weights expects")
+        theirs = {IMAGENET: "ImageNet's statistics", RAW_PIXELS: "nothing (pixels from 0 to 255)"}
+        return (*source.normalisation, f"{theirs.get(source.normalisation, 'the statistics')} that the weights expect")
     if asked in (None, "train"):
         return tuple(dataset.mean.tolist()), tuple(dataset.std.tolist()), "the training images' statistics"
     if asked == "imagenet":

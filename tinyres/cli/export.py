@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,7 +59,7 @@ def _safetensors(weights: Path, to: Path, model: str | None, option: str | None,
     from tinyres.weights import read, save
 
     source = read(weights)
-    known = model or source.config.get("model") or (source.architecture.name if source.architecture else "")
+    known = model or source.network or (source.architecture is not None and source.architecture.name)
     if known:
         found = stored(weights, model, option, own, input)
         name, count = found.name, len(found.network.state_dict())
@@ -103,12 +102,9 @@ def _onnx(found: Stored, weights: Path, to: Path, batch: int | None, opset: int,
 def _texts(found: Stored) -> dict[str, str]:
     """What the file says about itself."""
     import tinyres
+    from tinyres.weights import network_texts
 
-    texts = {"model": found.name, "tinyres": tinyres.__version__}
-    if found.normalisation is not None:
-        mean, std = found.normalisation
-        texts["normalisation"] = jsonlib.dumps({"mean": list(mean), "std": list(std)})
-    return texts
+    return {**network_texts(found.name, found.options, found.normalisation), "tinyres": tinyres.__version__}
 
 
 def _images(shape: tuple[int, ...], batch: int) -> np.ndarray:

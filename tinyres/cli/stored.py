@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,18 @@ IMAGES = {"digits": (8, 8), "cifar10": (32, 32), "cifar100": (32, 32), "fashion"
 
 @dataclass(frozen=True)
 class Stored:
-    """A network with the weights of a file or run; shape: of its input without the batch; normalisation: (mean, std)
-    that its input needs, on the scale 0..1, None where nobody says."""
+    """A network with the weights of a file or run, and the options that it was built with; shape: of its input without
+    the batch; normalisation: (mean, std) that its input needs, on the scale 0..1, None where nobody says."""
 
     name: str
+    options: dict[str, Any]
     network: Any
     shape: tuple[int, ...]
     normalisation: tuple[Sequence[float], Sequence[float]] | None
 
 
 def stored(weights: Path, model: str | None, option: str | None, own: Sequence[str], input: str | None) -> Stored:
-    """Read the weights into the network that the options name, else the run, else what the names in the file tell.
+    """Read the weights into the network that network_for finds.
 
     Raises typer.BadParameter where it cannot be told which network that is, or for which images.
     """
@@ -35,47 +36,66 @@ def stored(weights: Path, model: str | None, option: str | None, own: Sequence[s
 
     source = read(weights)
     given = None if input is None else shape(input)
-    known, run = source.architecture, source.config
-    if model is None and option is None and not own and {"model", "network"} <= run.keys():
-        name, options = run["model"], run["network"]
-    elif model is None and option is None and not own and known is not None and known.name:
-        name, options = known.name, known.options
-    else:
-        name = model or run.get("model") or (known.name if known is not None else "")
-        if not name:
-            raise typer.BadParameter(f"{weights} holds {known or 'no ResNet known by its names'}; say which network it "
-                                     "is for.", param_hint="--model")
-        options = _options(name, source, option, own, given)
-    size = given or _shape(name, options, source)
-    with setup.option("--model"):
-        network = models.build(name, **options)
-    load(network, weights)
-    normalisation = source.normalisation
-    if "normalisation" in run:
-        normalisation = run["normalisation"]["mean"], run["normalisation"]["std"]
-    return Stored(models.known_name(name), network, size, normalisation)
-
-
-def _options(name: str, source: Any, option: str | None, own: Sequence[str], given: tuple[int, ...] | None
-             ) -> dict[str, Any]:
-    """The network's options: classes and channels as the weights' shapes have them, the others as asked for."""
-    known = source.architecture
-    run = source.config.get("network", {})
-    told = known.options if known is not None else {}
-    head, stem = source.arrays.get("fc.weight"), source.arrays.get("conv1.weight")
-    classes = run.get("num_classes") or told.get("num_classes") or (10 if head is None else head.shape[0])
-    channels = given[0] if given else (run.get("in_channels") or told.get("in_channels")
-                                       or (stem.shape[1] if stem is not None and stem.ndim == 4 else 3))
-    data = IMAGES.get(source.config.get("data", ""), (32, 32))
-    size = (given[1], given[2]) if given and len(given) == 3 else data
-    if known is not None and known.options.get("cifar_stem") is False:
-        size = size if given else (224, 224)
-    shortcut = option or (told.get("option") if not name.startswith("plain") and _takes(name, "option") else None)
-    options = setup.network_options(name, classes, channels, size, shortcut, own)
+    name, options = network_for(source, weights, model, option, own, _classes(source), *_images(source, given))
     features = source.arrays.get("stem.weight")
     if "in_features" in options and features is not None and features.ndim == 2:
         options["in_features"] = features.shape[1]
-    return options
+    size = given or _shape(options, source)
+    network = setup.build(name, options)
+    load(network, weights)
+    return Stored(models.known_name(name), options, network, size, normalisation(source))
+
+
+def network_for(source: Any, weights: Path, model: str | None, option: str | None, own: Sequence[str], classes: int,
+                channels: int, size: tuple[int, int]) -> tuple[str, dict[str, Any]]:
+    """Name and options of the network: as asked for, else as the run or the file says, else what the names tell.
+
+    classes, channels, size: the images', for what is left to them. Raises typer.BadParameter where nobody tells.
+    """
+    told, known = source.network, source.architecture
+    if told is not None and model is None and option is None and not own:
+        return told
+    name = model or (told[0] if told is not None else known.name if known is not None else "")
+    if not name:
+        raise typer.BadParameter(f"{weights} holds {known or 'no network known by its names'}; say which network it is "
+                                 "for.", param_hint="--model")
+    shortcut = option
+    if option is None and known is not None and _takes(name, "option") and not any(_names(own, "option")):
+        shortcut = known.options.get("option")
+    found = setup.network_options(name, classes, channels, size, shortcut, own)
+    if known is not None and "cifar_stem" in found and not any(_names(own, "cifar_stem")):
+        found["cifar_stem"] = known.options.get("cifar_stem", found["cifar_stem"])
+    same = told is not None and told[0] == name
+    return name, {**told[1], **found} if same else found
+
+
+def normalisation(source: Any) -> tuple[Sequence[float], Sequence[float]] | None:
+    """(mean, std) that the weights' input needs: the run's, else what the format or the file says."""
+    ours = source.config.get("normalisation")
+    return source.normalisation if ours is None else (ours["mean"], ours["std"])
+
+
+def _classes(source: Any) -> int:
+    """How many classes the last layer has."""
+    head, told = source.arrays.get("fc.weight"), source.network
+    return head.shape[0] if head is not None else told[1].get("num_classes", 10) if told is not None else 10
+
+
+def _images(source: Any, given: tuple[int, ...] | None) -> tuple[int, tuple[int, int]]:
+    """Channels, and height and width, of the images: as given, else as the weights and the run's data have them."""
+    stem, known = source.arrays.get("conv1.weight"), source.architecture
+    told = source.network[1].get("in_channels", 3) if source.network is not None else 3
+    channels = given[0] if given else stem.shape[1] if stem is not None and stem.ndim == 4 else told
+    if given and len(given) == 3:
+        return channels, (given[1], given[2])
+    if known is not None and known.options.get("cifar_stem") is False:
+        return channels, (224, 224)
+    return channels, IMAGES.get(source.config.get("data", ""), (32, 32))
+
+
+def _names(own: Sequence[str], option: str) -> Iterator[bool]:
+    """For each NAME=VALUE whether it is this option."""
+    return (text.partition("=")[0].strip().replace("-", "_") == option for text in own)
 
 
 def _takes(name: str, option: str) -> bool:
@@ -87,7 +107,7 @@ def _takes(name: str, option: str) -> bool:
         return option in inspect.signature(getattr(models, models.known_name(name))).parameters
 
 
-def _shape(name: str, options: dict[str, Any], source: Any) -> tuple[int, ...]:
+def _shape(options: dict[str, Any], source: Any) -> tuple[int, ...]:
     """The shape of one input: that of the run's data, or what the network was published for."""
     if "in_features" in options:
         return (options["in_features"],)
