@@ -94,7 +94,7 @@ NOTHING_TO_FOLD = {"skipinit_resnet", "fixup_resnet", "fixup_resnet20", "article
 
 @pytest.mark.parametrize("name", [name for name in OTHERS if not name.endswith(("34", "50", "56", "100", "110"))])
 def test_other_networks_keep_their_outputs_or_have_nothing_to_fold(name):
-    """Here it is not said how many can be folded: a batch norm behind an addition cannot, one that is shared neither."""
+    """It is not said how many can be folded: a batch norm behind an addition cannot, nor one that is shared."""
     model = small(name, {"num_classes": 5})
     x = normal(2, 64) if name.endswith("mlp") else normal(2, 3, 16, 16)
     if name in NOTHING_TO_FOLD:

@@ -192,8 +192,8 @@ def prove(case: Case, seed: int = 0, with_pytorch: bool = True) -> Row:
         complaints.append(f"{parameters:,} parameters, published are {case.published:,}")
     # A new network has scales of 1 and shifts of 0, where a forgotten factor would not show: nudge moves them.
     images = np.random.default_rng(seed).standard_normal(case.images)
-    result = gradcheck(model.train(case.training), images, order=(1, 2), directions=DIRECTIONS, step=case.step, tolerance=GRADCHECK,
-                       nudge=0.1, seed=seed)
+    result = gradcheck(model.train(case.training), images, order=(1, 2), directions=DIRECTIONS, step=case.step,
+                       tolerance=GRADCHECK, nudge=0.1, seed=seed)
     if not result.passed or result.notes:
         complaints.append(f"gradcheck {result.verdict}: {'; '.join(result.failures + result.unclear + result.notes)}")
     exact = float32 = None
