@@ -175,6 +175,7 @@ def _show(record: dict[str, Any]) -> None:
 
     quoted = [f"  {Number(**number)}" for number in record["quoted"]]
     lines = [f"{record['name']}: {record['claim']}", f"Source: {record['source']}. Quoted:", *quoted,
+             *([f"Not the first version: {record['revised']}"] if record.get("revised") else []),
              f"Prediction ({record['expected']}): {record['prediction']}", f"Rule: {record['rule']}"]
     if "results" in record:
         lines.append(f"Experiment ({record['budget']}, seeds {', '.join(map(str, record['seeds']))}): "
@@ -188,6 +189,9 @@ def _show(record: dict[str, Any]) -> None:
     rows = [[variant, *(_with_range(quantities.get(q), record["range"][variant].get(q)) for q in columns)]
             for variant, quantities in scalars.items()]
     table.show([("variant", "left"), *((q, "right") for q in columns)], rows, "mean (lowest to highest)")
+    for part in record.get("parts", ()):
+        found = ", ".join(f"{difference:.3g}" for difference in part["differences"])
+        print(table.printable(f"- {part['expected']}: {part['verdict']}; differences {found}"))
     as_said = "as predicted" if record["as_predicted"] else f"predicted was: {record['expected']}"
     print(f"Verdict: {record['verdict']} ({as_said}). {record['seconds']:.0f} s"
           + "".join(f", {record[key]}" for key in ("machine", "date") if key in record))

@@ -34,7 +34,7 @@ class Card:
     claim, source: what is said, in a sentence, and by whom. quoted: the numbers printed there. prediction: what is
     expected here and why; expected: the verdict that it amounts to. expectations: the decision rule. experiment: in
     words, by budget. measure(budget, seed): runs it once; the same numbers for the same arguments on one machine.
-    draw(record, path): its figure.
+    draw(record, path): its figure. revised: of a card whose experiment is not the first one, what became of that.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Card:
     experiment: Mapping[str, str]
     measure: Callable[[str, int], Numbers]
     draw: Callable[[Mapping[str, Any], PathLike], None]
+    revised: str = ""
 
     @property
     def rule(self) -> str:
@@ -61,7 +62,7 @@ class Card:
         """The texts of the card, without a result."""
         return {"name": self.name, "claim": self.claim, "source": self.source,
                 "quoted": [number.as_dict() for number in self.quoted], "prediction": self.prediction,
-                "expected": self.expected, "rule": self.rule}
+                "expected": self.expected, "rule": self.rule, "revised": self.revised}
 
 
 def run(card: Card, budget: str = "small", seeds: Sequence[int] = (0, 1, 2), out: PathLike | None = None,
@@ -90,7 +91,8 @@ def run(card: Card, budget: str = "small", seeds: Sequence[int] = (0, 1, 2), out
     results = together(measured)
     record = card.as_dict() | {
         "experiment": card.experiment[budget], "budget": budget, "seeds": list(seeds), "results": results,
-        "mean": over_seeds(results, _mean), "range": over_seeds(results, _range), "verdict": card.verdict(results)}
+        "mean": over_seeds(results, _mean), "range": over_seeds(results, _range), "verdict": card.verdict(results),
+        "parts": expect.parts(card.expectations, results)}
     record["as_predicted"] = record["verdict"] == card.expected
     record |= {"seconds": round(time.perf_counter() - began, 1), **(made or {})}
     if out is not None:

@@ -45,9 +45,13 @@ class Above:
     by: float
     unit: str = ""
 
+    def differences(self, results: Results) -> list[float]:
+        """By how much the quantity of `higher` exceeds that of `lower`, seed by seed."""
+        return differences(results, self.higher, self.lower, self.quantity)
+
     def verdict(self, results: Results) -> str:
         """Which of VERDICTS the numbers give."""
-        found = differences(results, self.higher, self.lower, self.quantity)
+        found = self.differences(results)
         if all(difference > 0 for difference in found):
             return REPRODUCED if mean(found) >= self.by else ORDERING
         return CONTRADICTED if all(difference < 0 for difference in found) and -mean(found) >= self.by else NOT_HERE
@@ -72,9 +76,13 @@ class Near:
     within: float
     unit: str = ""
 
+    def differences(self, results: Results) -> list[float]:
+        """The quantity of `one` minus that of `other`, seed by seed."""
+        return differences(results, self.one, self.other, self.quantity)
+
     def verdict(self, results: Results) -> str:
         """Which of VERDICTS the numbers give, never "ordering only"."""
-        found = differences(results, self.one, self.other, self.quantity)
+        found = self.differences(results)
         if abs(mean(found)) <= self.within:
             return REPRODUCED
         one_way = all(difference > 0 for difference in found) or all(difference < 0 for difference in found)
@@ -93,6 +101,12 @@ def decide(expectations: Iterable[Expectation], results: Results) -> str:
     """The verdict on all expectations: that of the one which fares worst."""
     found = {expectation.verdict(results) for expectation in expectations}
     return next(verdict for verdict in WORST_FIRST if verdict in found)
+
+
+def parts(expectations: Iterable[Expectation], results: Results) -> list[dict[str, Any]]:
+    """Each expectation in words, its own verdict and the differences that decide it, one a seed."""
+    return [{"expected": str(expectation), "verdict": expectation.verdict(results),
+             "differences": expectation.differences(results)} for expectation in expectations]
 
 
 def in_words(expectations: Iterable[Expectation]) -> str:
