@@ -349,6 +349,23 @@ def test_long_lists_are_not_copied_again_and_again():
     refused(zip_file(program, {}), "holds no tensors")
 
 
+def test_long_arguments_and_keys_are_not_copied_again_and_again():
+    """Either would take a minute."""
+    long, key = b"(" + b"N" * 200_000 + b"tq\0", code("k" * 20_000_000) + b"q\0"
+    for name in ("device", "Size"):
+        program = b"\x80\2" + long + code(Global("torch", name)) + b"q\1" + b"h\1h\0R" * 80_000 + b"."
+        refused(zip_file(program, {}), "tuple of at most 32")
+    program = b"\x80\2" + key + b"}(" + b"".join(code(str(i)) + b"}h\0}s" for i in range(50_000)) + b"u."
+    refused(zip_file(program, {}), "holds no tensors")
+
+
+def test_state_dicts_whose_names_look_alike_are_not_chosen_between():
+    for value in ({"a": {"b": {"x": GOOD}}, "a.b": {"x": GOOD}}, {"": {"x": GOOD}, "x": GOOD},
+                  {"k" * 300: {"x": GOOD}, "k" * 300 + "l": {"x": GOOD}}):
+        for content in both(value):
+            refused(content, "holds 2 state dicts")
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_wherever_a_file_ends_early_it_is_refused(kind):
     content = files_of({"a": np.arange(300, dtype="f4"), "b": np.arange(3)})[FORMATS.index(kind)]

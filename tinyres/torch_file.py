@@ -167,24 +167,26 @@ def _state_dict(saved: Any) -> dict[str, StoredTensor]:
     if not isinstance(saved, dict):
         kind = "tensor" if isinstance(saved, StoredTensor) else type(saved).__name__
         raise Refused(f"it holds a {kind}, expected a state dict: save model.state_dict()")
-    found, level, seen = {}, [("", saved)], {id(saved)}
+    found: list[tuple[str, dict[str, Any]]] = []
+    level, seen = [("", saved)], {id(saved)}
     for _ in range(DEPTH + 1):
         deeper = []
         for path, entries in level:
             if any(isinstance(value, StoredTensor) and value.shape for value in entries.values()):
-                found[path] = entries
+                found.append((path, entries))
             for name, value in entries.items():
                 if isinstance(value, dict) and id(value) not in seen:
                     seen.add(id(value))
-                    deeper.append((f"{path}.{name}"[:200].lstrip("."), value))
+                    deeper.append((f"{path}.{name[:200]}"[:200].lstrip("."), value))
         level = deeper
     if len(found) != 1:
         if not found:
             keys = ", ".join(repr(key[:200]) for key in list(saved)[:20])
             raise Refused(f"it holds no tensors with dimensions; its keys are {keys or 'none'}")
-        words = ", ".join(sorted(repr(path) if path else "the saved dict itself" for path in found)[:20])
+        words = ", ".join(sorted(repr(path) if entries is not saved else "the saved dict itself"
+                                 for path, entries in found)[:20])
         raise Refused(f"it holds {len(found)} state dicts, expected one: {words}. Save one of them alone")
-    return {name: value for name, value in next(iter(found.values())).items() if isinstance(value, StoredTensor)}
+    return {name: value for name, value in found[0][1].items() if isinstance(value, StoredTensor)}
 
 
 def _check_room(tensors: dict[str, StoredTensor], most: int) -> None:

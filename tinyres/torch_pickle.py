@@ -18,7 +18,7 @@ from typing import Any
 
 LONGEST = 500_000  # instructions; resnet1202 with the momentum of its optimizer has 264,352
 LARGEST = 1 << 62  # bytes or elements: what no file holds
-DEEPEST = 32  # dimensions that NumPy of any version has
+DEEPEST = 32  # dimensions that NumPy of any version has, and more arguments than any function here takes
 
 # The elements of a storage, as NumPy writes their type; bfloat16, which NumPy lacks, as "bf".
 STORAGES = {f"torch.{name}Storage": kind for name, kind in {
@@ -178,7 +178,8 @@ NAMES = {*CALLS, *STORAGES, *DTYPES, *CLASSES}
 
 def _call(function: Any, arguments: Any) -> Any:
     _need(isinstance(function, Name) and function.text in CALLS, "it calls what is no function")
-    _need(isinstance(arguments, tuple), f"{function.text} is called without a tuple")
+    _need(isinstance(arguments, tuple) and len(arguments) <= DEEPEST,  # as a long one would be copied at each call
+          f"{function.text} is called without a tuple of at most {DEEPEST} arguments")
     try:
         return CALLS[function.text](*arguments)
     except TypeError as error:  # of another number of arguments

@@ -41,11 +41,21 @@ def points(axes: Any, results: Mapping[str, Any], names: Sequence[str], quantity
             average = sum(found) / len(found)
             axes.plot([average] * 2, [row - 0.3, row + 0.3], color=MEAN, linewidth=2.5)
     if values and min(values) > 0 and max(values) > FAR * min(values):
-        axes.set_xscale("log")
+        logarithmic(axes, max(values) / min(values))
     else:
         axes.locator_params(axis="x", nbins=5)
     axes.set_xlabel(label)
     axes.grid(alpha=0.3, axis="x")
+
+
+def logarithmic(axes: Any, span: float) -> None:
+    """A logarithmic x axis, labelled at powers of ten, and at three times them where those are few."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if span > 1000 else (1.0, 3.0), numticks=12))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def head(figure: Any, question: str, record: Mapping[str, Any]) -> None:
