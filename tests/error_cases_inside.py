@@ -28,6 +28,11 @@ def _(folder):
     return lambda: models.mlp.MLPBlock(linear, a=float("nan")), linear
 
 
+@case("A scale that no float can hold", ValueError, "FixedScale: a", "got 1000", fix="be a finite number")
+def _(folder):
+    return lambda: models.article_blocks.FixedScale(10**400),
+
+
 @case("A chance of survival above one", ValueError, "survival", "2", fix="lie in [0, 1]")
 def _(folder):
     return lambda: models.stochastic_depth_resnet(survival=2),

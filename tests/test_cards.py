@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from tinyres.analysis.cards import expect, training
 from tinyres.analysis.cards.expect import Above, Near
 from tinyres.state import no_grad
 
-RECORDED = sorted((Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "claims").glob("*.json"))
+ROOT = Path(__file__).resolve().parents[1]
+RECORDED = sorted((ROOT / "benchmarks" / "results" / "claims").glob("*.json"))
 CARDS = [cards.named(name) for name in cards.NAMES]
 by_card = pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
 
@@ -184,7 +186,9 @@ def damaged(tmp_path, text):
     (lambda tmp: cards.run(CARDS[0], "large"), "cards.run: no budget 'large': there are small and gpu"),
     (lambda tmp: cards.run(CARDS[0], "smoke", ()), "cards.run: there are no seeds"),
     (lambda tmp: cards.read(damaged(tmp, "{")), "card.json is damaged: .*; run the card again"),
-    (lambda tmp: cards.read(damaged(tmp, '{"name": 1}')), "is no record of a card: it lacks claim, mean, prediction"),
+    (lambda tmp: cards.read(damaged(tmp, '{"name": 1}')), "is no record of a card: it lacks as_predicted, budget"),
+    (lambda tmp: cards.read(damaged(tmp, json.dumps(dict.fromkeys(one_card.read(RECORDED[0]).keys() - {"quoted"})))),
+     "is no record of a card: it lacks quoted$"),
     (lambda tmp: cards.read(damaged(tmp, "[]")), "is no record of a card"),
 ])
 def test_errors_say_what_to_do(call, message, tmp_path):
@@ -195,15 +199,31 @@ def test_errors_say_what_to_do(call, message, tmp_path):
 # --- records ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not RECORDED, reason="no card has been recorded in benchmarks/results/claims yet")
 def test_recorded_cards_keep_the_prediction_and_the_rule():
     for path in RECORDED:
         record, card = cards.read(path), cards.named(path.stem)
         assert (record["prediction"], record["expected"], record["rule"]) == (
             card.prediction, card.expected, card.rule), f"{path.name}: the card was changed after it was run"
         assert record["verdict"] == card.verdict(record["results"]), path.name
+        assert record["parts"] == expect.parts(card.expectations, record["results"])
+        assert record["revised"] == card.revised
         assert record["budget"] != "smoke" and record["experiment"] == card.experiment[record["budget"]]
         assert path.with_suffix(".png").is_file()
+    assert {path.stem for path in RECORDED} == set(cards.NAMES)
+
+
+def test_a_card_that_is_not_the_first_version_names_the_first_record():
+    for card in map(cards.named, cards.NAMES):
+        if card.revised:
+            first = ROOT / "benchmarks" / "results" / "claims" / "first" / f"{card.name}.json"
+            assert str(first.relative_to(ROOT)) in card.revised
+            assert cards.read(first)["experiment"] != card.experiment["small"]
+
+
+def test_the_readme_counts_the_verdicts():
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    counts = Counter(cards.read(path)["verdict"] for path in RECORDED)
+    assert f"gave: {', '.join(f'{counts[v]} {v}' for v in expect.VERDICTS if counts[v])} (" in text
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -218,7 +238,7 @@ def test_claims_lists_every_card(tinyres_command):
 
 def test_a_card_is_run_recorded_and_shown(tinyres_command):
     status, out, err = tinyres_command("claims show shattering")
-    assert status == 0 and "Not run yet: tinyres claims run shattering" in out and "Prediction (reproduced): " in out
+    assert status == 0 and "make one: tinyres claims run shattering" in out and "Prediction (reproduced): " in out
     status, out, err = tinyres_command("claims run shattering --budget smoke --seeds 2 --json")
     record = json.loads(out.splitlines()[-1])
     assert status == 0 and record == cards.read("claims/shattering.json") and record["seeds"] == [0, 1]

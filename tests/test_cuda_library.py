@@ -119,6 +119,9 @@ NETWORKS = {
                                                   True, 4),
     "bottleneck": lambda: models.resnet.ResNet(BOTTLENECKS, (1, 1), (4, 6), 10, 3, False),
     "resnet20": lambda: models.resnet20(),
+    "numbers of shape ()": lambda: models.fixup_resnet(8),
+    "numbers of shape (1,)": lambda: models.rezero_resnet(8),
+    "shared": lambda: models.shared_conv_resnet(14),
 }
 OPTIMIZERS = {
     "sgd": lambda p: optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3, nesterov=True),

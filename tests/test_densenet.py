@@ -157,6 +157,8 @@ def test_other_depths_are_refused(depth, near):
 
 
 def test_wrong_sizes_are_refused():
+    with pytest.raises(TypeError, match=r"cifar_densenet: depth must be an integer of the form 6n\+4, got '40': use"):
+        cifar_densenet("40")
     with pytest.raises(ValueError, match="DenseNet: growth must be a positive int, got 0"):
         models.densenet40(growth=0)
     with pytest.raises(ValueError, match="DenseNet: num_classes must be a positive int, got -1"):

@@ -137,6 +137,15 @@ def test_the_same_seed_gives_the_same_result(network):
         assert first == again != other
 
 
+def test_no_grad_around_an_instrument_does_not_matter(network):
+    x, y = batch()
+    with tr.no_grad():
+        inside = (hessian.hessian_eigenvalues(network, x, y, 1, 0, 3).values,
+                  shattering.shattering(network, x[0], x[1], 16, 4).along)
+    assert inside[0] == hessian.hessian_eigenvalues(network, x, y, 1, 0, 3).values
+    assert np.array_equal(inside[1], shattering.shattering(network, x[0], x[1], 16, 4).along)
+
+
 # --- lesions ----------------------------------------------------------------------------------------------------------
 
 
@@ -255,15 +264,26 @@ def test_sets_of_removed_blocks_differ_and_are_all_of_them_where_these_are_few(n
     assert len({t.removed for t in many}) == 20 and all(len(set(t.removed)) == 4 for t in many)
 
 
+def test_a_loss_that_overflows_is_null():
+    model, (x, y) = models.residual_mlp(depth=4, a=1e20, num_classes=4), batch(channels=1)
+    with np.errstate(all="ignore"):
+        found = lesion.lesion(model, x.astype("float32"), y, several=(2,), swaps=(1,), trials=1)
+    said = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    assert said["intact"]["loss"] is None and said["swapped"]["1"][0]["score"]["loss"] is None
+    assert [one["score"]["accuracy"] for one in said["single"]] == [trial.score.accuracy for trial in found.single]
+
+
 @pytest.mark.parametrize("call, message", [
     (lambda m, x, y: lesion.lesion(m, x, y[:3]), r"images have shape \(12, 3, 8, 8\) and labels \(3,\)"),
     (lambda m, x, y: lesion.lesion(m, x, y.astype(float)), "labels are float64, expected whole numbers"),
     (lambda m, x, y: lesion.lesion(m, x, y, several=(4,)), "4 blocks cannot be removed, expected 1 to 3"),
     (lambda m, x, y: lesion.lesion(m, x, y, swaps=(1,)), "1 exchanges cannot be made, expected 1 to 0"),
     (lambda m, x, y: lesion.lesion(m, x, y, trials=0), "trials is 0"),
+    (lambda m, x, y: lesion.lesion(m, x, y, batch=0), "batch is 0, expected 1 or more images"),
     (lambda m, x, y: lesion.lesion(m, x, y, blocks=["layer9"]), "no submodule 'layer9'"),
     (lambda m, x, y: lesion.lesion(m.fc, x, y), "Linear has no residual blocks and no stages"),
     (lambda m, x, y: lesion.lesion(m, "images", y), "images must be an array or a Tensor, got str"),
+    (lambda m, x, y: lesion.lesion(ops.relu, x, y), "expected a network, got function"),
 ])
 def test_lesion_says_what_is_wrong(network, call, message):
     with pytest.raises((ValueError, TypeError, AttributeError), match=message):
@@ -336,6 +356,13 @@ def test_statistics_of_the_line_are_those_that_a_batch_of_its_points_has():
     std = np.sqrt(values.var(ddof=1) + 1e-5)
     slope = (1 - np.tanh((values - values.mean()) / std) ** 2) / std * (-6 / np.linalg.norm(b - a))
     assert norm_distance(found.along, slope) < 1e-12
+
+
+@pytest.mark.parametrize("statistics", shattering.STATISTICS)
+def test_a_norm_that_has_only_the_batchs_statistics_is_refused(statistics):
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3, track_running_stats=False))
+    with pytest.raises(ValueError, match="shattering: 1 normalises by the batch in eval mode too"):
+        shattering.shattering(model, [0.0, 1.0], [1.0, 0.0], 16, 4, statistics=statistics)
 
 
 def test_over_seeds_is_one_network_a_seed_and_puts_the_random_state_back():
@@ -473,6 +500,13 @@ def test_lanczos_goes_on_where_the_space_is_exhausted():
     assert hessian.lanczos(lambda v: many @ v, 8, 5, 3, 8).values == pytest.approx([3, 3, 3, 1, 1, 0, -2, -2])
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_an_eigenvalue_that_is_there_twice_is_found_twice_once_the_space_is_exhausted(seed):
+    many = np.diag([3.0, 3, 3, 1, 1, -2, -2, 0])
+    found = hessian.lanczos(lambda v: many @ v, 8, 2, 0, 8, seed=seed)
+    assert found.converged and found.values == pytest.approx([3, 3])
+
+
 class Small(nn.Module):
     """A residual network with 56 parameters."""
 
@@ -536,6 +570,15 @@ def test_an_eigenvector_is_a_direction_in_which_the_loss_bends_by_the_eigenvalue
         assert list(direction) == [name for name, _ in model.named_parameters()]
         left, middle, right = loss_surface.loss_surface(model, x, y, 3, 1e-4, 1, directions=[direction]).losses[0]
         assert (left - 2 * middle + right) / 1e-8 == pytest.approx(value, rel=1e-3)
+
+
+def test_an_eigenvector_is_a_direction_of_a_float32_network_too(small):
+    model, x, y = copy.deepcopy(small[0]).float(), small[1].astype("float32"), small[2]
+    direction = hessian.hessian_eigenvalues(model, x, y, 1, 0, 4).vectors[0]
+    found, wanted = (loss_surface.loss_surface(m, x.astype(dtype), y, 3, 0.5, 1, directions=[direction]).losses
+                     for m, dtype in ((model, "float32"), (copy.deepcopy(model).double(), "float64")))
+    assert norm_distance(found, wanted) < 1e-5 and np.ptp(wanted) > 1e-2
+    assert all(p.data.dtype == np.float32 for p in model.parameters())
 
 
 def test_parts_of_the_images_add_up_and_frozen_parameters_are_left_out(small):
@@ -621,6 +664,41 @@ def test_the_parts_of_a_sum_are_what_is_added():
     assert norm_distance(found["shortcut"], 0.5 * (x + normal(3, 1, 1))) < 1e-14
     assert norm_distance(found["branch"], branch) < 1e-14
     assert norm_distance(found["sum"], found["output"]) == 0
+
+
+class InPlace(Block):
+    """A ReLU that overwrites the sum, or the layer's output, and a sum that overwrites the branch."""
+
+    def __init__(self, adds_in_place):
+        super().__init__()
+        self.conv, self.downsample, self.adds_in_place = nn.Conv2d(3, 3, 1), nn.Identity(), adds_in_place
+
+    def forward(self, x):
+        h = self.conv(x)
+        if self.adds_in_place:
+            h += self.shortcut(x)
+        else:
+            h = h + self.shortcut(x)
+        return ops.relu_(h)
+
+
+def test_what_is_overwritten_later_is_shown_as_it_was():
+    tr.manual_seed(0)
+    model, x = nn.Sequential(InPlace(False), InPlace(True)).double(), batch()[0]
+    found = feature_maps.feature_maps(model, x, "0").parts
+    assert (found["sum"] < 0).any() and norm_distance(found["shortcut"] + found["branch"], found["sum"]) < 1e-14
+    assert np.array_equal(found["output"], np.maximum(found["sum"], 0))
+    assert list(feature_maps.feature_maps(model, x, "1").parts) == ["output"]
+    maps = feature_maps.feature_maps(model, x, "1.conv").parts["output"]
+    assert norm_distance(maps, model[1].conv(Tensor(found["output"])).numpy()) < 1e-14
+
+
+def test_maps_that_overflow_are_null_in_json():
+    model = nn.Sequential(nn.Conv2d(3, 2, 1)).double()
+    with np.errstate(all="ignore"):
+        found = feature_maps.feature_maps(model, np.full((1, 3, 2, 2), np.inf), "0")
+        said = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    assert said["parts"]["output"]["mean"] is None and said["parts"]["output"]["norm"] is None
 
 
 def test_a_layers_maps_are_its_output_and_dead_channels_are_named(network):
@@ -710,7 +788,10 @@ def test_each_command_prints_its_result_and_draws_it(line, tinyres_command, tmp_
     ("lesion --out figure.pdf", "figure.pdf is not a .png file"),
     ("features --layer layer9 --model resnet8", "no submodule 'layer9'"),
     ("shattering --grid --model resnet8", "resnet8 takes images; use a network of numbers"),
-    ("shattering --grid --weights x.npz", "it takes new weights"),
+    ("shattering --grid --weights x.npz", "it takes new weights and numbers from -2 to 2; leave --weights out"),
+    ("shattering --grid --data digits", "leave --data out"),
+    ("shattering --grid --data-dir .", "leave --data-dir out"),
+    ("shattering --grid --statistics line", "leave --statistics out"),
     ("surface --steps 4 --model resnet8", "expected an odd number"),
 ])
 def test_commands_say_what_is_wrong(line, message, tinyres_command):

@@ -189,6 +189,30 @@ def test_every_tensor_with_several_consumers_is_a_fork():
     assert found["images"].norm == pytest.approx(np.linalg.norm(w + 4 * w * x))
 
 
+class Detached(Block):
+    """Its shortcut is cut off from the graph."""
+
+    class Stop(nn.Module):
+        def forward(self, x):
+            return x.detach()
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.downsample = nn.Parameter(np.array([2.0, 3.0])), self.Stop()
+
+    def forward(self, x):
+        return x * self.w + self.shortcut(x)
+
+
+def test_a_shortcut_that_is_cut_off_brings_nothing():
+    (fork,) = split_of_gradient(Detached(), np.ones((1, 2)), lambda y: ops.sum(y)).residual
+    assert [(part.consumer, part.norm, part.share) for part in fork.contributions] == [
+        ("shortcut", 0.0, 0.0), ("mul", pytest.approx(math.sqrt(13)), pytest.approx(1.0))]
+    assert fork.branch == fork.norm == pytest.approx(math.sqrt(13))
+    spectrum = spectrum_of(Detached(), np.ones((1, 2)), lambda y: ops.sum(y))
+    assert [row.norm for row in spectrum.lengths] == pytest.approx([0.0, math.sqrt(13)])
+
+
 def test_a_shared_weight_is_a_fork_of_as_many_parts_as_it_has_uses():
     model = models.shared_residual_mlp(depth=5, width=10, in_features=192).double()
     split = split_of_gradient(model, images(), LABELS)
@@ -229,6 +253,23 @@ def test_a_frozen_parameter_has_no_gradient_in_the_flow():
     flow = flow_of(model, images(), LABELS)
     assert flow.parameters[0].gradient is None and flow.parameters[0].ratio is None
     assert all(row.gradient is not None for row in flow.parameters[1:])
+
+
+def in_place():
+    """Norm, then a ReLU that overwrites its result."""
+    tr.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 3)).double()
+
+
+def test_a_layer_in_place_does_not_hide_what_the_layer_before_it_gave():
+    model, x = in_place(), images()
+    twin = nn.Sequential(*[nn.ReLU() if isinstance(layer, nn.ReLU) else layer for layer in model.children()])
+    for found, wanted in ((growth_of(model, x).outputs, growth_of(twin, x).outputs),
+                          (flow_of(model, x, lambda y: ops.sum(y * y)).outputs,
+                           flow_of(twin, x, lambda y: ops.sum(y * y)).outputs)):
+        assert [row.name for row in found] == ["0", "1", "3"]  # the ReLU returns its very input
+        for row, other in zip(found, [wanted[0], wanted[1], wanted[3]], strict=True):
+            assert (row.norm, row.rms) == pytest.approx((other.norm, other.rms), rel=1e-12)
 
 
 # --- growth -----------------------------------------------------------------------------------------------------------
@@ -414,6 +455,33 @@ def test_the_gradient_of_a_parameter_in_front_of_the_blocks():
     assert spectrum.norm == pytest.approx(np.linalg.norm(model.conv1.weight.grad.numpy()), rel=1e-10)
 
 
+class FrozenStem(nn.Module):
+    """Two blocks, of whose first the input has no gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(3, 4, 1), BasicBlock(4, 4), BasicBlock(4, 4)
+
+    def forward(self, x):
+        with tr.no_grad():
+            h = self.stem(x)
+        return self.b(self.a(h))
+
+
+def test_blocks_behind_a_frozen_stem():
+    """The first block's weights are still reached, past the second block or through its branch."""
+    tr.manual_seed(0)
+    model = FrozenStem().double()
+    given = model, images(), lambda y: ops.sum(y * y), model.a.conv1.weight
+    coefficients, names, _ = path_gradients(*given)
+    given[2](model(Tensor(images()))).backward()
+    assert names == ["a", "b"] and relative(sum(coefficients), given[3].grad.numpy()) < 1e-12
+    for k, (a, b) in enumerate(zip(coefficients, path_gradients_by_force(*given), strict=True)):
+        assert np.linalg.norm(np.ravel(a - b)) < 1e-12 * np.linalg.norm(np.ravel(given[3].grad.numpy())), k
+    with pytest.raises(RuntimeError, match="the loss does not depend on"):
+        path_gradients(*given[:3], "images")
+
+
 def test_eighteen_blocks_of_the_lesson():
     """CURRICULUM, path spectrum: a = 1 peaks at length 10; a = 0.1 has 64 % of the gradient in length 0 and 26 % in
     length 1. A share is that of the norms. Over seeds the peak is at 8 to 10, the shares within 2 percent points."""
@@ -462,6 +530,33 @@ def test_the_network_is_untouched_afterwards_even_by_an_error(instrument, fails)
     assert all(np.array_equal(before[0][n], after[0][n]) for n in before[0])
     assert all((p.grad.numpy() == 1).all() for p in model.parameters()) and x.grad is None
     assert not any(m._pre_hooks or m._forward_hooks for m in model.modules())
+
+
+def test_without_a_mode_each_module_stays_in_its_own():
+    """As a network whose first stage is frozen in eval mode."""
+    model = network("after addition, B").train()
+    model.layer1.eval()
+    state = model.state_dict()
+    kept = copy.deepcopy(state)
+    with tr.no_grad():
+        loss = float(ops.cross_entropy(model(Tensor(images())), LABELS).data)
+    model.load_state_dict(kept)
+    given = model, images(), LABELS
+    assert split_of_gradient(*given).loss == flow_of(*given).loss == spectrum_of(*given).loss == loss
+    assert loss not in (flow_of(*given, training=True).loss, flow_of(*given, training=False).loss)
+
+
+def test_what_is_no_network_is_said_to_be_none():
+    for run in INSTRUMENTS.values():
+        with pytest.raises(TypeError, match="expected a network, got function: pass an nn.Module"):
+            run(ops.relu, images(), LABELS)
+
+
+def test_a_spectrum_that_overflows_has_no_peak():
+    with np.errstate(all="ignore"):
+        spectrum = spectrum_of(models.residual_mlp(depth=3, a=1e200).double(), images(4, 1, 8, 8), LABELS)
+    assert spectrum.peak is None and spectrum.mean_length is None and spectrum.error is None
+    json.dumps(spectrum.as_dict(), allow_nan=False)
 
 
 def test_float32_stays_float32():
@@ -546,6 +641,16 @@ def test_paths_can_be_checked_by_force(tinyres_command):
     assert found["options"]["a"] == 0.5 and len(found["lengths"]) == 7
 
 
+def test_what_overflows_does_not_pass_the_check(tinyres_command):
+    line = "analyze paths --model residual_mlp --model-option depth=3 --model-option a=1e200 --batch 4 --check"
+    with np.errstate(all="ignore"):
+        status, out, _ = tinyres_command(f"{line} --json")
+        found = last_json(out)
+        assert status == 1 and found["passed"] is False and found["check"] is None and found["error"] is None
+        status, out, _ = tinyres_command(line)
+    assert status == 1 and "against backward(): -\n" in out and "one by one: -" in out
+
+
 def test_weights_of_a_run_bring_their_network_and_their_data(tinyres_command):
     assert tinyres_command("train --model resnet8 --epochs 1 --out run --quiet --model-option zero_init_residual=true"
                            )[0] == 0
@@ -565,7 +670,9 @@ def test_weights_that_do_not_tell_their_network_need_its_name(tinyres_command, t
     status, out, _ = tinyres_command("analyze growth --weights w.safetensors --model residual-mlp "
                                      "--model-option depth=3 --model-option width=12 --batch 8 --json")
     x, _ = tr.data.digits("train").batch(8, 0)
-    assert status == 0 and last_json(out)["outputs"][-1]["rms"] == pytest.approx(growth_of(model, x).outputs[-1].rms)
+    found = last_json(out)
+    assert status == 0 and found["outputs"][-1]["rms"] == pytest.approx(growth_of(model, x).outputs[-1].rms)
+    assert found["model"] == "residual_mlp"
 
 
 def test_random_images_need_no_data(tinyres_command):

@@ -328,6 +328,13 @@ def test_a_block_calls_its_shortcut_once_on_the_fork(name):
     assert [(args, output) for args, output in seen] == [((x,), x)] * 2
 
 
+@pytest.mark.parametrize("block", [JoinedBasicBlock, ReZeroBasicBlock, SkipInitBlock, gates.ExclusiveGateBlock,
+                                   gates.ShortcutGateBlock])
+def test_a_block_alone_makes_a_shortcut_that_fits(block):
+    assert block(4, 8, 2)(Tensor(images(2, 4, 5, 6))).shape == (2, 8, 3, 3)
+    assert type(block(4, 4).shortcut) is nn.Identity
+
+
 def test_a_shut_gate_is_the_identity():
     """b -> -inf: g = 0, so the exclusive gate leaves relu(x), and the gate on the shortcut the block as it was."""
     tr.manual_seed(0)

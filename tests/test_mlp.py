@@ -162,6 +162,17 @@ def test_a_learned_scale_from_zero_is_an_identity_whose_scale_learns_first():
     assert block.linear.weight.grad.numpy().any()
 
 
+def test_a_zero_branch_is_zeroed_where_its_weights_are():
+    """At the owner of a borrowed layer; a learned scale is zeroed itself, as W at 0 as well would never learn."""
+    linear = mlp.hidden_linear(6)
+    borrower, learned = mlp.MLPBlock(Borrowed(linear)), mlp.LearnedMLPBlock(linear, 0.7)
+    learned.zero_branch_()
+    assert not learned.a.item() and linear.weight.numpy().all()
+    borrower.zero_branch_()
+    x = normal(4, 6).astype("float32")
+    assert not linear.weight.numpy().any() and np.array_equal(borrower(Tensor(x)).numpy(), x)
+
+
 def test_rezero_starts_as_its_two_ends():
     model = models.rezero_mlp(depth=3, width=9).double()
     x = normal(2, 64)
@@ -227,6 +238,8 @@ def test_the_shared_layer_is_saved_stepped_and_copied_once(shared, unshared, tmp
 def test_errors():
     with pytest.raises(ValueError, match=r"MLP: the input has shape \(2, 3, 8, 8\).*in_features=64.*in_features=192"):
         models.residual_mlp()(normal(2, 3, 8, 8).astype("float32"))
+    with pytest.raises(ValueError, match=r"MLP: the input has shape \(64,\), .*: give a batch, x\[None\] for one"):
+        models.residual_mlp()(normal(64).astype("float32"))
     with pytest.raises(ValueError, match="residual_mlp: depth must be a positive int, got 0"):
         models.residual_mlp(depth=0)
     with pytest.raises(ValueError, match="shared_mlp: width must be a positive int, got 1.5"):
@@ -238,3 +251,6 @@ def test_errors():
         models.learned_scale_mlp(a=None)
     with pytest.raises(ValueError, match="MLP: in_features must be a positive int"):
         models.plain_mlp(in_features=-1)
+    for option in ("option", "zero_init_residual", "cifar_stem"):  # no resnet_mlp and no 3x3 stem are spoken of
+        with pytest.raises(ValueError, match=f"plain_mlp has no option '{option}'; leave it out. Its options: num_cla"):
+            models.build("plain_mlp", **{option: True})

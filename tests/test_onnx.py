@@ -202,6 +202,7 @@ OPS = {
     "backwards to an end": OfOps(lambda x: x[..., 4:1:-1] + x[..., -1:-4:-1]),
     "numbers and new axes": OfOps(lambda x: x[:, None, 1, ..., -2, None]),
     "the first image": OfOps(lambda x: x + x[0] + x[:1]),
+    "as many images as were traced": OfOps(lambda x: ops.sum(x[:2, :], 0) + ops.sum(x[:3, :], 0) + x),
     "picked channels": OfOps(lambda x: x[:, np.array([2, 0, 2])]),
     "gathered": OfOps(lambda x, p: x + ops.gather(p.weight, 1, np.array([[1], [0], [2], [0]])).reshape(4, 1, 1),
                       nn.Linear(3, 4)),
@@ -211,6 +212,8 @@ OPS = {
     "reshaped": OfOps(lambda x: ops.transpose(ops.permute(x, 0, 2, 3, 1).reshape(x.shape[0] * 6, 9, 2, 2), 1, 3)),
     "repeated": OfOps(lambda x: ops.broadcast_to(x[:, :1], x.shape) * ops.mean(x, (2, 3), keepdim=True)),
     "product": OfOps(lambda x: x @ ops.transpose(x)),
+    "product with what was turned by nothing": OfOps(lambda x, fc: x[:, 0, 0] @ ops.permute(fc.weight, 0, 1),
+                                                     nn.Linear(9, 9)),
     "chosen by a mask": OfOps(lambda x: ops.where(np.arange(9) % 2 == 0, x, 0.0)),
     "converted": OfOps(lambda x: ops.astype(ops.astype(x, "float64") * 2, "float32")),
     "detached": OfOps(lambda x: x.detach() * x),
@@ -346,6 +349,8 @@ def counting(x):
     (lambda x: ops.adaptive_max_pool2d(x, (2, 2)), ("max_pool2d in OfOps", "windows of several sizes")),
     (lambda x: ops.broadcast_to(x[:1], x.shape), ("broadcast_to in OfOps", "as often as there are images")),
     (lambda x: x[np.array([0]), np.array([1])], ("get_item in OfOps", "several arrays")),
+    (lambda x: ops.pad(x, (0, 0, 0, 0, 0, 0, 0, 1)), ("pad in OfOps", "pads the batch")),
+    (lambda x: ops.pad(x, (0, 0, 0, 0, 0, 0, 1, 0)), ("pad in OfOps", "pads the batch")),
     (lambda x: ops.logsumexp(x, 1), ("sub in OfOps", "its input 1")),
     (lambda x: x[:, :len(x)], ("get_item in OfOps", "its option index")),
 ])
@@ -470,7 +475,7 @@ def test_weights_of_an_unknown_network_go_to_safetensors_only(tinyres_command, t
     status, out, _ = tinyres_command("export w.npz --to w.safetensors --json")
     assert (status, last_line(out)["model"], list(weights.read("w.safetensors").arrays)) == (0, "", ["a.weight"])
     status, out, err = tinyres_command("export w.npz --to n.onnx")
-    assert (status, out) == (2, "") and "--model" in err and "no ResNet known by its names" in err
+    assert (status, out) == (2, "") and "--model" in err and "no network known by its names" in err
 
 
 def test_a_file_that_does_not_fit_or_is_not_there(tinyres_command, tmp_path):

@@ -50,6 +50,17 @@ def test_each_row_of_table_2_is_one_line_and_as_large_as_the_others(row):
     assert not [name for name, p in basic.named_parameters() if p.grad is None or not p.grad.numpy().any()]
 
 
+@pytest.mark.parametrize("bottleneck", [False, True])
+def test_each_network_has_the_blocks_of_its_order(bottleneck):
+    wide = {orders.BNAfterAdditionBlock: orders.BNAfterAdditionBottleneck,
+            orders.ReLUBeforeAdditionBlock: orders.ReLUBeforeAdditionBottleneck,
+            orders.ReLUOnlyPreActBlock: orders.ReLUOnlyPreActBottleneck}
+    for build, block in zip(orders.NETWORKS[1:4], wide, strict=True):
+        model = build(11 if bottleneck else 14, bottleneck=bottleneck)
+        found = {type(module) for module in model.modules() if isinstance(module, blocks.Block)}
+        assert found == {wide[block] if bottleneck else block}, build.__name__
+
+
 def test_two_of_the_orders_are_the_networks_that_exist():
     for ours, theirs in ((models.original_resnet, models.resnet20),
                          (models.full_preactivation_resnet, models.preact_resnet20)):

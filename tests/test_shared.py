@@ -249,6 +249,10 @@ def test_blocks_keep_the_protocol_also_on_borrowed_weights(block):
     uses.second.shortcut.register_forward_pre_hook(lambda module, args: asked.append(args[0]))
     uses.second(x)
     assert len(asked) == 1 and asked[0] is x
+    later = uses.third.again(nn.Identity())  # a block on borrowed weights lends them on, not its borrowed modules
+    parts = [(later.branch, uses.first.branch)] if block is shared.SharedBasicBlock else zip(
+        later.convs, uses.first.convs, strict=True)
+    assert all(borrowed.owner is owner for borrowed, owner in parts)
 
 
 def test_hooks_of_a_borrowed_module_are_its_own_and_those_of_the_owner_see_every_use():

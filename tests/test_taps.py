@@ -58,7 +58,7 @@ def test_no_door_changes_an_output(name, door):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_watching_changes_no_gradient(name):
-    """To the bit: an alias hands the gradient on as it is, and sums keep their order up to the one at the fork."""
+    """An alias hands the gradient on as it is; only the sum at the fork may be taken in another order."""
     model, x, upstream = network(name), images(4, 3, 8, 8), images(4, 10)
     found = []
     for watched in (False, True):

@@ -82,8 +82,7 @@ def test_every_kind_of_tensor_that_pytorch_saves_is_read(torch, kind, protocol):
         **{str(dtype): torch.arange(5).to(dtype) for dtype in (torch.int64, torch.int32, torch.int16, torch.int8,
                                                                torch.uint8)},
     }
-    if kind == "zip":
-        state |= {str(dtype): torch.arange(5).to(dtype) for dtype in (torch.uint16, torch.uint32, torch.uint64)}
+    state |= {str(dtype): torch.arange(5).to(dtype) for dtype in (torch.uint16, torch.uint32, torch.uint64)}
     same(read(saved(torch, state, kind, protocol)), as_arrays(state))
     same(read(saved(torch, OrderedDict(state), kind, protocol)), as_arrays(state))
 
@@ -131,6 +130,17 @@ def test_a_negated_view_is_refused(torch, kind):
         read(saved(torch, {"a": torch.complex(torch.ones(3), torch.ones(3)).conj().imag}, kind))
 
 
+def test_a_file_without_checksums_is_refused(torch):
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        content = saved(torch, {"a": torch.ones(3)}, "zip")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    with pytest.raises(weights.WeightsError, match=r"written without checksums.*Convert it once"):
+        read(content)
+
+
 def test_programs_are_refused(torch, tmp_path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(tmp_path / "w.pt"))
     with pytest.raises(weights.WeightsError, match="program of TorchScript"):
@@ -174,6 +184,17 @@ def test_a_view_of_a_storage_in_the_legacy_format():
             read(legacy_file({"a": stored(storage("0", "f4", 10, broken), (2,))}, {"0": (10, bytes(40))}))
     with pytest.raises(weights.WeightsError, match="beyond its storage of 3 elements"):
         read(legacy_file({"a": stored(view, (4,))}, {"0": (10, bytes(40))}))
+
+
+def test_a_view_of_bytes_that_are_of_another_type():
+    def content(begin):
+        arguments = (storage("0", "u1", 16, ("1", begin, 9)), 1, (3,), (1,), False, None, Global("torch", "uint16"))
+        entry = Call(Global("torch._utils", "_rebuild_tensor_v3"), arguments)
+        return legacy_file({"a": entry}, {"0": (16, np.arange(8, dtype="u2").tobytes())})
+
+    same(read(content(4)), {"a": np.array([3, 4, 5], "u2")})
+    with pytest.raises(weights.WeightsError, match="begins within one of its elements"):
+        read(content(5))
 
 
 @pytest.mark.parametrize("kind", ["f4", "f2", "i8", "bf", "u1"])

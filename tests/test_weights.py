@@ -207,6 +207,12 @@ def test_two_names_for_one_array_are_refused(tmp_path):
     (tmp_path / "w").write_bytes(serialise(arrays))
     with pytest.raises(weights.WeightsError, match="which both are 'a.downsample.b' here: remove one"):
         weights.read(tmp_path / "w")
+    long = "a" * 9999
+    arrays = {name: np.zeros(1, np.float32) for name in ("linear.weight", f"{long}.shortcut.b", f"{long}.downsample.b")}
+    (tmp_path / "w").write_bytes(serialise(arrays))
+    with pytest.raises(weights.WeightsError, match="remove one") as error:
+        weights.read(tmp_path / "w")
+    assert len(str(error.value)) < 1000
 
 
 # --- damaged and foreign files ----------------------------------------------------------------------------------------

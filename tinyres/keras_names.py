@@ -54,15 +54,15 @@ def translate(arrays: Mapping[str, np.ndarray], modules: Mapping[str, str]) -> d
         raise ValueError(f"its Keras layers are {_listed(numbered.values())}, expected {_listed(modules)}")
     found: dict[str, np.ndarray] = {}
     for old, array in arrays.items():
-        layer, leaf = _split(old)
+        (layer, leaf), shown = _split(old), old[:200]
         if leaf not in LEAVES:
-            raise ValueError(f"its array {old!r} is none of {', '.join(LEAVES)}: only convolutions, dense layers and "
+            raise ValueError(f"its array {shown!r} is none of {', '.join(LEAVES)}: only convolutions, dense layers and "
                              "batch norms have a place here")
         if leaf == "kernel" and array.ndim not in AXES:
-            raise ValueError(f"its array {old!r} has shape {array.shape}, expected a kernel (R, S, C, K) or (C, K)")
+            raise ValueError(f"its array {shown!r} has shape {array.shape}, expected a kernel (R, S, C, K) or (C, K)")
         name = f"{modules[numbered[layer]]}.{LEAVES[leaf]}"
         if name in found:
-            raise ValueError(f"its array {old!r} is the second that would be {name!r} here: remove one")
+            raise ValueError(f"its array {shown!r} is the second that would be {name!r} here: remove one")
         found[name] = np.ascontiguousarray(array.transpose(AXES[array.ndim])) if leaf == "kernel" else array
     return found
 

@@ -110,10 +110,12 @@ def _from_zip(content: bytes) -> tuple[Told, Fetch, Order]:
 
 
 def _check_members(members: list[zipfile.ZipInfo], size: int) -> None:
-    """Raise ValueError unless each member is there once, in a part of the file of its own, and Refused for a packed
-    one: what is stored as it is cannot be more than the file."""
+    """Raise ValueError unless each member is there once, in a part of the file of its own, and Refused where checksums
+    are left out or one is packed: what is stored as it is cannot be more than the file."""
     if len({member.filename for member in members}) < len(members):
         raise ValueError("its archive holds a member twice")
+    if all(member.CRC == 0 for member in members):  # set_crc32_options(False)
+        raise Refused("it was written without checksums, so that damage could not be told")
     end, last = 0, ""
     for member in sorted(members, key=lambda member: member.header_offset):
         packed = member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size

@@ -135,8 +135,10 @@ def _tensor_v3(storage: Any, offset: Any, shape: Any, strides: Any, requires_gra
     _need(isinstance(storage, Storage) and isinstance(dtype, Name) and dtype.text in DTYPES,
           "a tensor is made from something that is no storage, or of a type that NumPy does not have")
     kind = DTYPES[dtype.text]
-    count = storage.count * itemsize(storage.kind) // itemsize(kind)
-    return _tensor(Storage(storage.key, kind, count), offset, shape, strides, requires_grad, hooks, metadata)
+    length, begin = (number * itemsize(storage.kind) for number in (storage.count, storage.offset))
+    _need(begin % itemsize(kind) == 0, "a tensor is made from a view that begins within one of its elements")
+    part = Storage(storage.key, kind, length // itemsize(kind), begin // itemsize(kind))
+    return _tensor(part, offset, shape, strides, requires_grad, hooks, metadata)
 
 
 def _parameter(data: Any, *others: Any) -> StoredTensor:

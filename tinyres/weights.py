@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -224,7 +223,7 @@ def _said_normalisation(metadata: Mapping[str, str]) -> tuple[tuple[float, ...],
     with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError, OverflowError):
         found = json.loads(metadata["normalisation"])
         mean, std = (tuple(float(number) for number in found[name]) for name in ("mean", "std"))
-        if len(mean) == len(std) and all(map(math.isfinite, mean + std)) and min(std) > 0:
+        if len(mean) == len(std) and all(abs(number) < 1e6 for number in mean + std) and min(std) > 1e-6:
             return mean, std
     return None
 
@@ -235,7 +234,8 @@ def _renamed(arrays: Arrays) -> tuple[Arrays, str]:
     new = {name: old for old, name in names.items()}
     if len(new) < len(names):
         old, name = next((old, name) for old, name in names.items() if new[name] != old)
-        raise ValueError(f"it holds {old!r} and {new[name]!r}, which both are {name!r} here: remove one")
+        raise ValueError(f"it holds {old[:200]!r} and {new[name][:200]!r}, which both are {name[:200]!r} here: remove "
+                         "one")
     arrays = {name: arrays[old] for name, old in new.items()}
     if kind == "timm":
         _check_timm(arrays)

@@ -19,6 +19,7 @@ from tinyres.analysis.untouched import untouched
 from tinyres.files import PathLike
 from tinyres.nn import Module
 from tinyres.state import no_grad
+from tinyres.tensor import Tensor
 
 
 @dataclass(frozen=True)
@@ -62,23 +63,24 @@ class ActivationGrowth:
 def activation_growth(network: Module, images: Any, training: bool | None = None) -> ActivationGrowth:
     """One forward pass, and the size of every output.
 
-    images: (N, C, H, W) floats of the network's dtype. training: the mode, else the network's own. The network stays as
-    it is. Raises what the network raises for images that do not fit it.
+    images: (N, C, H, W) floats of the network's dtype. training: the mode, else each module's own. The network stays
+    as it is. Raises what the network raises for images that do not fit it.
     """
-    with untouched(network, network.training if training is None else training), no_grad(), calls(network) as made:
+    with untouched(network, training), no_grad(), calls(network, _sizes) as made:
         network(leaf(images).detach())
     blocks = [call for call in made if call.is_block]
-    first = blocks[0].input if blocks else made[0].output if made else None
-    start = 0.0 if first is None else norm(first.data) / math.sqrt(first.data.size)
-    rows = []
-    for call in made:
-        values = call.output.data.astype("float64")
-        size = norm(values)
-        rms = size / math.sqrt(values.size)
-        rows.append(Activation(call.name, call.type, call.is_block, tuple(values.shape), finite(float(values.mean())),
-                               finite(float(values.std())), finite(size), finite(rms),
-                               finite(rms / start) if start else None))
+    start = _sizes(blocks[0].input)[3] if blocks else made[0].seen[3] if made else 0.0
+    rows = [Activation(call.name, call.type, call.is_block, tuple(call.output.shape), finite(mean), finite(std),
+                       finite(size), finite(rms), finite(rms / start) if start else None)
+            for call in made for mean, std, size, rms in [call.seen]]
     return ActivationGrowth(rows, finite(start))
+
+
+def _sizes(output: Tensor) -> tuple[float, float, float, float]:
+    """Mean, standard deviation, norm and root mean square, in float64."""
+    values = output.data.astype("float64")
+    size = norm(values)
+    return float(values.mean()), float(values.std()), size, size / math.sqrt(values.size)
 
 
 def draw(growth: ActivationGrowth, path: PathLike, title: str = "") -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from tinyres.analysis.figure import new_figure, write_png
+from tinyres.analysis.norms import finite, norm
 from tinyres.analysis.untouched import host, untouched
 from tinyres.files import PathLike
 from tinyres.models.blocks import Block
@@ -43,12 +44,13 @@ class FeatureMaps:
 
     def as_dict(self) -> dict[str, Any]:
         """Shape, mean, standard deviation, norm and share of zeros of each part, and the channels that are zero
-        everywhere; the maps themselves are not in it."""
+        everywhere; the maps themselves are not in it. None: not finite."""
         found = {}
         for name, maps in self.parts.items():
             values = maps.astype(np.float64)
-            found[name] = {"shape": list(maps.shape), "mean": float(values.mean()), "std": float(values.std()),
-                           "norm": float(np.linalg.norm(values)), "zeros": float((maps == 0).mean()),
+            found[name] = {"shape": list(maps.shape), "mean": finite(float(values.mean())),
+                           "std": finite(float(values.std())), "norm": finite(norm(values)),
+                           "zeros": float((maps == 0).mean()),
                            "dead_channels": [int(k) for k in np.flatnonzero(~maps.any(axis=(0, 2, 3)))]}
         return {"layer": self.layer, "type": self.type, "parts": found}
 
@@ -56,7 +58,8 @@ class FeatureMaps:
 def feature_maps(network: Module, images: Any, layer: str) -> FeatureMaps:
     """The maps of the module called `layer` ("conv1", "layer2.0") for images (N, C, H, W), in eval mode.
 
-    A layer that is used several times gives those of its last use. The network is afterwards as before.
+    A layer that is used several times gives those of its last use; a block that adds in place, whose branch is then
+    overwritten, its output alone. The network is afterwards as before.
 
     Raises AttributeError for a name that is not there, ValueError for a layer that the forward pass does not call or
     that gives no maps.
@@ -98,7 +101,7 @@ class _Watch:
         self.route: Tensor | None = None     # what has become of the shortcut's result so far
 
     def after(self, module: Module, args: tuple, output: Any) -> None:
-        self.output, self.route = output, None
+        self.output, self.route = _copied(output), None
 
     def after_shortcut(self, module: Module, args: tuple, output: Tensor) -> Tensor:
         """Give an identity's result a name of its own: the branch begins at the very same tensor."""
@@ -112,12 +115,17 @@ class _Watch:
             return
         others = [x for x in inputs if isinstance(x, Tensor) and x is not self.route]
         if node.name == "add" and len(others) == 1 and others[0].shape == self.route.shape:
-            self.shortcut, self.branch, self.sum, self.route = self.route, others[0], result, None
+            self.shortcut, self.branch, self.sum, self.route = self.route, others[0], _copied(result), None
         elif result.ndim == 4:
             self.route = result
 
     def cut(self, *args: Any) -> None:
         """A detach(): nothing to note."""
+
+
+def _copied(result: Any) -> Any:
+    """A copy, as a ReLU in place may come next."""
+    return Tensor(result.data.copy(order="K")) if isinstance(result, Tensor) else result
 
 
 # --- the figures ------------------------------------------------------------------------------------------------------

@@ -78,10 +78,10 @@ def split_of_gradient(network: Module, images: Any, labels: Any, training: bool 
     """One forward and backward pass, and what each consumer brought to each tensor that has several.
 
     images: (N, C, H, W) floats of the network's dtype; labels: (N,), or a function that makes one number of the output.
-    training: the mode, else the network's own. The network stays as it is. Parameters that are used several times are
+    training: the mode, else each module's own. The network stays as it is. Parameters that are used several times are
     forks too. Raises what the network raises for images that do not fit it.
     """
-    with untouched(network, network.training if training is None else training), enable_grad():
+    with untouched(network, training), enable_grad():
         with tapped(network) as taps:
             x = leaf(images)
             loss = objective(network(x), labels)
@@ -97,6 +97,8 @@ def split_of_gradient(network: Module, images: Any, labels: Any, training: bool 
                 tap = at_fork.get(event.node)
                 name = tap.name if tap else names.get(id(event.node), f"output of {_op(event.node)}")
                 parts = [(words.get(node, _op(node)), g) for node, g in brought.pop(event.node)]
+                if tap and all(word != SHORTCUT for word, _ in parts):  # one that is cut off
+                    parts.append((SHORTCUT, 0 * event.grad))
                 forks.append(_fork(name, tap is not None, parts, event.grad))
             for edge, g in zip(event.node.edges, event.contributions, strict=False):  # none when "ready"
                 if g is not None and (consumers[edge] > 1 or edge in at_fork):

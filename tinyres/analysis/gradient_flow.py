@@ -72,19 +72,19 @@ def gradient_flow(network: Module, images: Any, labels: Any, training: bool | No
     """One forward and backward pass, and the gradient's norm at every output and parameter.
 
     images: (N, C, H, W) floats of the network's dtype; labels: (N,), or a function that makes one number of the output.
-    training: the mode, else the network's own. The network stays as it is. Raises what the network raises for images
+    training: the mode, else each module's own. The network stays as it is. Raises what the network raises for images
     that do not fit it.
     """
-    with untouched(network, network.training if training is None else training), enable_grad():
-        with calls(network) as made:
+    with untouched(network, training), enable_grad():
+        with calls(network, lambda output: output.edge) as made:
             x = leaf(images)
             loss = objective(network(x), labels)
-        watched = {call.output.edge for call in made} | set(network.parameters()) | {x}
+        watched = {call.seen for call in made} | set(network.parameters()) | {x}
         norms = {event.node: norm(event.grad) for event in loss.backward_steps(retain_graph=False)
                  if event.kind == "ready" and event.node in watched}
         outputs = [OutputFlow(call.name, call.type, call.is_block, tuple(call.output.shape),
-                              _known(norms, call.output.edge),
-                              _known(norms, call.output.edge, math.sqrt(call.output.data.size))) for call in made]
+                              _known(norms, call.seen),
+                              _known(norms, call.seen, math.sqrt(call.output.data.size))) for call in made]
         parameters = [ParameterFlow(name, tuple(p.shape), _known(norms, p), finite(norm(p.data)))
                       for name, p in network.named_parameters()]
     return GradientFlow(outputs, parameters, _known(norms, x), finite(float(loss.data)))

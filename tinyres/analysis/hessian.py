@@ -18,19 +18,21 @@ a ReLU network is curved in spite of straight pieces, since layers multiply one 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from tinyres import autograd, ops, random
+from tinyres import autograd, ops
 from tinyres.analysis.figure import new_figure, write_png
 from tinyres.analysis.palette import COLORS, MARKERS
 from tinyres.analysis.untouched import arrays, host, untouched
 from tinyres.files import PathLike
 from tinyres.kernels import layout
 from tinyres.nn import Module
+from tinyres.state import enable_grad
 from tinyres.tensor import Tensor
 
 EPS = float(np.finfo(np.float64).eps)
@@ -57,9 +59,9 @@ def lanczos(product: Product, n: int, top: int, bottom: int = 0, iterations: int
     """The `top` largest and `bottom` smallest eigenvalues of a symmetric matrix given by its product with (n,) float64.
 
     It ends when each residual is at most `tolerance` times the largest |value|, or after so many iterations (then
-    `converged` is False). Where the space of the products is exhausted it goes on from a new random vector, which also
-    finds an eigenvalue's other eigenvectors; one random start alone shows only one of them. Raises ValueError for more
-    eigenvalues than n or than iterations, or a product that is not finite.
+    `converged` is False). One random start shows an eigenvalue once, however many eigenvectors it has. Where the space
+    of the products is exhausted it goes on from a new random vector, to the last iteration, which finds the others.
+    Raises ValueError for more eigenvalues than n or than iterations, or a product that is not finite.
     """
     k = top + bottom
     if top < 0 or bottom < 0 or not 1 <= k <= min(n, iterations):
@@ -70,7 +72,7 @@ def lanczos(product: Product, n: int, top: int, bottom: int = 0, iterations: int
     most = min(iterations, n)
     Q = np.empty((most, n))
     diagonal, beside, history = np.zeros(most), np.zeros(most), []
-    q, beta, scale = _unit(rng.standard_normal(n)), 0.0, 0.0
+    q, beta, scale, again = _unit(rng.standard_normal(n)), 0.0, 0.0, False
     for m in range(most):
         Q[m] = q
         w = product(q)
@@ -84,13 +86,14 @@ def lanczos(product: Product, n: int, top: int, bottom: int = 0, iterations: int
         values, vectors = np.linalg.eigh(_tridiagonal(diagonal, beside, m + 1))
         scale = max(scale, float(np.abs(values).max()))
         exhausted = beta <= 1e-12 * max(scale, 1e-300)
+        again = again or exhausted
         if exhausted:
             beta = 0.0
         chosen = [*range(m, m - top, -1), *range(bottom - 1, -1, -1)]
         history.append([float(values[i]) if 0 <= i <= m and m + 1 >= k else np.nan for i in chosen])
         if m + 1 >= k:
             residuals = beta * np.abs(vectors[-1, chosen]) + EPS * np.abs(values).max()
-            done = bool((residuals <= tolerance * np.abs(values).max()).all()) and not (exhausted and m + 1 < most)
+            done = bool((residuals <= tolerance * np.abs(values).max()).all()) and not (again and m + 1 < most)
             if done or m + 1 == most:
                 pairs = vectors[:, chosen].T @ Q[:m + 1]
                 return Eigenpairs(values[chosen], residuals, pairs, np.array(history), m + 1, done or m + 1 == n)
@@ -143,7 +146,7 @@ class HessianProduct:
     def __call__(self, vector: np.ndarray) -> np.ndarray:
         """The Hessian times (n,) float64."""
         total, parts, N = np.zeros(self.n), self.split(vector), len(self.labels)
-        with untouched(self.network, self.training):
+        with untouched(self.network, self.training), enable_grad():
             for start in range(0, N, self.batch):
                 y = self.labels[start:start + self.batch]
                 loss = ops.cross_entropy(self.network(Tensor(self.images[start:start + self.batch])), y)
@@ -206,12 +209,8 @@ def hessian_eigenvalues(network: Module, images: Any, labels: Any, k: int = 5, n
     Raises ValueError for no images, no trained parameters, more eigenvalues than there can be, or a loss that
     overflows.
     """
-    random_state = random.get_state()
-    try:
-        product = HessianProduct(network, images, labels, training, batch)
-        found = lanczos(product, product.n, k, negative, min(iterations, product.n), tolerance, seed)
-    finally:
-        random.set_state(random_state)
+    product = HessianProduct(network, images, labels, training, batch)
+    found = lanczos(product, product.n, k, negative, min(iterations, product.n), tolerance, seed)
     vectors = [dict(zip(product.names, product.split(v), strict=True)) for v in found.vectors]
     return HessianSpectrum(found.values.tolist(), found.residuals.tolist(), k, found.history.tolist(), found.products,
                            found.converged, product.n, len(product.labels), training, seed, vectors)
@@ -238,16 +237,18 @@ def draw(result: HessianSpectrum, path: PathLike, title: str = "") -> None:
         for i in chosen:
             right.plot(steps, history[:, i], color=COLORS[kind], linewidth=1.2, marker=MARKERS[kind], markersize=2.5,
                        label=name if i == chosen[0] else None)
-    spread = max(map(abs, result.values)) or 1.0
-    for place, value in enumerate(result.values, 1):
-        left.annotate(f"{value:.2g}", (place, value), (0, 3 if value >= 0 else -3), textcoords="offset points",
+    ends = [value + (error if value >= 0 else -error)
+            for value, error in zip(result.values, result.residuals, strict=True)]
+    spread = max(map(abs, ends)) or 1.0
+    for place, (value, end) in enumerate(zip(result.values, ends, strict=True), 1):
+        left.annotate(f"{value:.2g}", (place, end), (0, 3 if value >= 0 else -3), textcoords="offset points",
                       ha="center", va="bottom" if value >= 0 else "top", fontsize=8)
-    left.set_ylim(min(0.0, min(result.values)) - 0.12 * spread, max(0.0, max(result.values)) + 0.12 * spread)
+    left.set_ylim(min(0.0, *ends) - 0.12 * spread, max(0.0, *ends) + 0.12 * spread)
     left.axhline(0, color="black", linewidth=0.8)
     left.set_xticks(range(1, len(result.values) + 1))
     left.set_xlabel("eigenvalue, by size")
     left.set_ylabel("eigenvalue of the loss's Hessian")
-    right.set_yscale("symlog", linthresh=max(spread * 1e-3, 1e-12))
+    right.set_yscale("symlog", linthresh=10.0 ** max(round(math.log10(spread)) - 3, -12))  # a tick of its own
     right.axhline(0, color="black", linewidth=0.8)
     right.set_xlabel("products with the Hessian")
     right.set_ylabel("estimate so far")

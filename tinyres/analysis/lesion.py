@@ -23,6 +23,7 @@ import numpy as np
 
 from tinyres.analysis.detour import Detour, Place
 from tinyres.analysis.figure import new_figure, write_png
+from tinyres.analysis.norms import finite
 from tinyres.analysis.untouched import Score, arrays, score, untouched
 from tinyres.files import PathLike
 from tinyres.nn import Module
@@ -55,10 +56,13 @@ class Lesions:
     seed: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, as JSON can hold it: keys of mappings are text."""
+        """Everything, as JSON can hold it: keys of mappings are text, a loss that is not finite is null."""
         found = asdict(self)
         for name in ("several", "swapped"):
             found[name] = {str(number): trials for number, trials in found[name].items()}
+        groups = found["single"], *found["several"].values(), *found["swapped"].values()
+        for read in (found["intact"], *(trial["score"] for trials in groups for trial in trials)):
+            read["loss"] = finite(read["loss"])
         return found
 
 

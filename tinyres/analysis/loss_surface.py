@@ -140,7 +140,7 @@ def loss_surface(network: Module, images: Any, labels: Any, steps: int = 21, spa
 def _moved(base: Any, parts: Sequence[tuple[float, Any]]) -> Any:
     """base + the sum of step * direction in its dtype and memory order; base itself where nothing is added."""
     for step, direction in parts:
-        base = layout.elementwise(lambda w, d, s=step: w + w.dtype.type(s) * d, base, direction)
+        base = layout.elementwise(lambda w, d, s=step: w + w.dtype.type(s) * d.astype(w.dtype), base, direction)
     return base
 
 
@@ -179,6 +179,8 @@ def draw(results: LossSurface | Mapping[str, LossSurface], path: PathLike, title
 
 
 def _draw_lines(named: Mapping[str, LossSurface]) -> Any:
+    from matplotlib.ticker import LogFormatter
+
     figure = new_figure(8.6, 3.6)
     left, right = figure.subplots(1, 2)
     for i, (name, one) in enumerate(named.items()):
@@ -186,6 +188,8 @@ def _draw_lines(named: Mapping[str, LossSurface]) -> Any:
         left.plot(one.x, np.where(np.isfinite(one.losses[0]), one.losses[0], np.nan), label=name, **style)
         right.plot(one.x, 100 * (1 - one.accuracies[0]), label=name, **style)
     left.set_yscale("log")
+    left.yaxis.set_major_formatter(LogFormatter())  # 2.5 rather than 2.5 x 10^0
+    left.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
     left.set_ylabel("loss (cross-entropy)")
     right.set_ylabel("error in %")
     right.set_ylim(-3, 103)

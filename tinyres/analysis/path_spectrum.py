@@ -70,13 +70,14 @@ class PathSpectrum:
     loss: float | None
 
     @property
-    def peak(self) -> int:
-        """The length with the largest norm."""
-        return max(self.lengths, key=lambda row: row.norm or 0.0).length
+    def peak(self) -> int | None:
+        """The length with the largest norm; None where one is not finite."""
+        norms = [row.norm for row in self.lengths if row.norm is not None]
+        return norms.index(max(norms)) if len(norms) == len(self.lengths) else None
 
     @property
     def mean_length(self) -> float | None:
-        """The lengths' mean, weighted by their norms."""
+        """The lengths' mean, weighted by their norms; None where one is not finite, or all are zero."""
         if any(row.share_of_norms is None for row in self.lengths):
             return None
         return sum(row.length * (row.share_of_norms or 0.0) for row in self.lengths)
@@ -92,19 +93,18 @@ def path_spectrum(network: Module, images: Any, labels: Any, to: str | Tensor = 
 
     images: (N, C, H, W) floats of the network's dtype; float64 makes the sum exact to 1e-10. labels: (N,), or a
     function that makes one number of the output. to: the gradient at the first block's input ("block"), at the
-    "images", or at a parameter, where a branch counts that was passed as a whole. training: the mode, else the
-    network's own. The network stays as it is.
+    "images", or at a parameter, where a branch counts that was passed as a whole. training: the mode, else each
+    module's own. The network stays as it is.
 
     Raises ValueError for a network without residual blocks, RuntimeError where the loss does not depend on `to`, or
     where a block does not call its shortcut exactly once.
     """
-    training = network.training if training is None else training
     coefficients, names, loss = path_gradients(network, images, labels, to, training)
     (whole,) = _gradients(network, images, labels, to, training, [watch])
     norms = [norm(g) for g in coefficients]
     total = sum(norms)
     size = norm(whole)
-    error = norm(sum(coefficients[1:], coefficients[0]) - whole) / size if size else 0.0
+    error = norm(sum(coefficients[1:], coefficients[0]) - whole) / (size or 1.0)
     n = len(names)
     lengths = [PathLength(k, math.comb(n, k), finite(norms[k]), finite(norms[k] / total) if total else None,
                           share(g, whole)) for k, g in enumerate(coefficients)]
@@ -119,10 +119,11 @@ def path_gradients(network: Module, images: Any, labels: Any, to: str | Tensor =
     Arguments and errors are path_spectrum's.
     """
     with _run(network, images, labels, to, training, cut) as (loss, taps, target):
-        passed = {tap.door.edge: 0 for tap in taps} | {tap.fork.edge: 1 for tap in taps} | {target.edge: 0}
-        behind = {tap.door.edge: tap.fork.edge for tap in taps}
+        forks = [tap for tap in taps if tap.fork.requires_grad]  # not those behind a detach()
+        passed = {tap.door.edge: 0 for tap in forks} | {tap.fork.edge: 1 for tap in forks} | {target.edge: 0}
+        behind = {tap.door.edge: tap.fork.edge for tap in forks}
         known: dict[Any, list[Any]] = {loss.edge: [array_module(loss.data).ones_like(loss.data)]}
-        for point in _last_first(loss, taps, target):
+        for point in _last_first(loss, forks, target):
             for k, g in enumerate(known.pop(point.edge, [])):
                 found = {} if g is None else exhaust(walk([point], [g], set(passed), True, False, frozenset(passed)
                                                           - {point.edge}))
@@ -171,7 +172,7 @@ def _run(network: Module, images: Any, labels: Any, to: str | Tensor, training: 
     if not isinstance(to, Tensor) and to not in PLACES:
         got = repr(to) if isinstance(to, str) else type_name(to)
         raise ValueError(f"path_spectrum: `to` must be 'block', 'images' or a parameter, got {got}")
-    with untouched(network, network.training if training is None else training), enable_grad():
+    with untouched(network, training), enable_grad():
         with tapped(network, door) as taps:
             x = leaf(images)
             loss = objective(network(x), labels)

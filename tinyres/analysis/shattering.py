@@ -29,7 +29,7 @@ from tinyres.analysis.untouched import host, untouched
 from tinyres.files import PathLike
 from tinyres.kernels import layout
 from tinyres.nn import BatchNorm1d, BatchNorm2d, Module
-from tinyres.state import no_grad
+from tinyres.state import enable_grad, no_grad
 from tinyres.tensor import Tensor
 
 STATISTICS = ("running", "line")
@@ -64,8 +64,8 @@ def shattering(network: Module, start: Any, end: Any, points: int = 256, lags: i
     output: which of the network's outputs; statistics: batch norm's, "running" or "line" (see above).
 
     The network is run in eval mode, and is afterwards as before. Raises ValueError for points that are fewer than two
-    or do not differ, lags that the line does not have, an output that is not there, or gradients that are not finite or
-    all alike.
+    or do not differ, lags that the line does not have, an output that is not there, batch norm that has no statistics
+    but the batch's, or gradients that are not finite or all alike.
     """
     first, last = (host(x.data if isinstance(x, Tensor) else np.asarray(x)) for x in (start, end))
     if first.shape != last.shape or np.array_equal(first, last):
@@ -80,7 +80,11 @@ def shattering(network: Module, start: Any, end: Any, points: int = 256, lags: i
     share = np.linspace(0.0, 1.0, points).reshape(-1, *(1,) * first.ndim)
     line = (first.astype(np.float64) * (1 - share) + last.astype(np.float64) * share).astype(dtype)
     line = line if parameter is None else layout.array_module(parameter.data).asarray(line)
-    with untouched(network):
+    with untouched(network), enable_grad():
+        for name, norm in network.named_modules():
+            if isinstance(norm, (BatchNorm1d, BatchNorm2d)) and not norm.track_running_stats:
+                raise ValueError(f"shattering: {name or type(norm).__name__} normalises by the batch in eval mode too, "
+                                 "so that no gradient is one point's alone: build it with track_running_stats=True")
         if statistics == "line":
             _take_statistics(network, line)
         x = Tensor(line, requires_grad=True)

@@ -54,8 +54,8 @@ def watch(call: int, fork: Tensor) -> Tensor:
 
 
 def cut(call: int, fork: Tensor) -> Tensor:
-    """A leaf with the fork's values, which gets the shortcut's gradient."""
-    return Tensor(fork.data, requires_grad=True)
+    """A leaf with the fork's values, which gets the shortcut's gradient, if the fork gets any."""
+    return Tensor(fork.data, requires_grad=fork.requires_grad)
 
 
 def shut(call: int, fork: Tensor) -> Tensor:
@@ -144,21 +144,23 @@ class _Watcher:
 
 @dataclass(eq=False)
 class Call:
-    """One call of a layer, or of a block, with or without a shortcut, as `is_block` tells."""
+    """One call of a layer, or of a block, with or without a shortcut, as `is_block` tells. seen: what was asked for."""
 
     name: str
     type: str
     is_block: bool
     input: Tensor
     output: Tensor
+    seen: Any
 
 
 @contextlib.contextmanager
-def calls(network: Module) -> Iterator[list[Call]]:
+def calls(network: Module, see: Callable[[Tensor], Any] | None = None) -> Iterator[list[Call]]:
     """Inside, each call of a block, and of a layer (a module without modules), is added to the list as it ends. One
-    that hands its input on as it is, like nn.Identity, is left out.
+    that returns its very input, like nn.Identity or a ReLU in place, is left out.
 
-    A block is a Block, a PlainBlock, or what stands in one of the network's `stages`.
+    see(output) is asked at once, before a later layer may write into the output. A block is a Block, a PlainBlock, or
+    what stands in one of the network's `stages`.
     """
     if not isinstance(network, Module):
         raise TypeError(f"calls: expected a network, got {type_name(network)}: pass an nn.Module, like "
@@ -172,7 +174,8 @@ def calls(network: Module) -> Iterator[list[Call]]:
     def after(module: Module, args: tuple, output: Any) -> None:
         if isinstance(output, Tensor) and args and isinstance(args[0], Tensor) and output is not args[0]:
             kind = type(module).__name__
-            found.append(Call(names[id(module)] or kind, kind, id(module) in blocks, args[0], output))
+            seen = None if see is None else see(output)
+            found.append(Call(names[id(module)] or kind, kind, id(module) in blocks, args[0], output, seen))
 
     handles = [module.register_forward_hook(after) for module in network.modules()
                if id(module) in blocks or not any(True for _ in module.children())]

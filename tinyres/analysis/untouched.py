@@ -18,18 +18,22 @@ from tinyres.tensor import Tensor
 
 
 @contextlib.contextmanager
-def untouched(network: Module, training: bool = False) -> Iterator[None]:
+def untouched(network: Module, training: bool | None = False) -> Iterator[None]:
     """Inside, the network is in training or eval mode; after it, also after an error, it is bit for bit as it was.
 
-    Put back are each module's mode, the parameters' arrays and gradients, the buffers (running statistics) and the
-    random state. Whoever moves a parameter inside gives it another array: the old one must not be written into.
+    training: None leaves each module in its own mode. Put back are the modes, the parameters' arrays and gradients, the
+    buffers (running statistics) and the random state. Whoever moves a parameter inside gives it another array: the old
+    one must not be written into. Raises TypeError for what is no network.
     """
+    if not isinstance(network, Module):
+        raise TypeError(f"expected a network, got {type_name(network)}: pass an nn.Module, like models.resnet20()")
     modes = [(module, module.training) for module in network.modules()]
     parameters = [(p, p.data, p.grad) for p in network.parameters()]
     buffers = [(b, b.data, b.data.copy(order="K")) for b in network.buffers()]
     drawn = random.get_state()
     try:
-        network.train(training)
+        if training is not None:
+            network.train(training)
         yield
     finally:
         for module, mode in modes:
@@ -51,7 +55,10 @@ class Score:
 
 
 def score(network: Module, images: Any, labels: Any, batch: int = 250) -> Score:
-    """Loss and accuracy on images (N, C, H, W) with labels (N,), `batch` at a time, in the mode that it is in."""
+    """Loss and accuracy on images (N, C, H, W) with labels (N,), `batch` at a time, in the mode that it is in. Raises
+    ValueError for a batch below 1."""
+    if batch < 1:
+        raise ValueError(f"batch is {batch}, expected 1 or more images at a time")
     N, loss, correct = len(labels), 0.0, 0
     with no_grad(), np.errstate(over="ignore", invalid="ignore"):  # far from its minimum a network may overflow
         for start in range(0, N, batch):

@@ -80,7 +80,12 @@ def shatter(
     from tinyres.analysis import shattering as instrument
 
     if grid:
-        return _shatter_grid(model, weights, model_option, seeds, points, lags, seed, out, kernels, json)
+        for hint, given in (("--weights", weights), ("--data", data), ("--data-dir", data_dir),
+                            ("--statistics", statistics or None)):
+            if given is not None:
+                raise typer.BadParameter(f"it takes new weights and numbers from -2 to 2; leave {hint} out.",
+                                         param_hint="--grid")
+        return _shatter_grid(model, model_option, seeds, points, lags, seed, out, kernels, json)
     found = _begin(out, kernels, model, weights, model_option, data, data_dir, batch, seed, "test")
     other = int((found.labels != found.labels[0]).argmax()) or 1
     result = instrument.shattering(found.network, found.images.data[0], found.images.data[other], points, lags,
@@ -92,8 +97,8 @@ def shatter(
     _end(found, seed, result.as_dict(), text, out, json)
 
 
-def _shatter_grid(model: str | None, weights: Path | None, own: list[str] | None, seeds: int, points: int, lags: int,
-                  seed: int, out: Path | None, kernels: str, json: bool) -> None:
+def _shatter_grid(model: str | None, own: list[str] | None, seeds: int, points: int, lags: int, seed: int,
+                  out: Path | None, kernels: str, json: bool) -> None:
     """The paper's own setting: functions of one number, with new weights, averaged over seeds."""
     import numpy as np
 
@@ -101,8 +106,6 @@ def _shatter_grid(model: str | None, weights: Path | None, own: list[str] | None
 
     check_out(out)
     setup.use_kernels(kernels)
-    if weights is not None:
-        raise typer.BadParameter("it takes new weights; leave --weights out.", param_hint="--grid")
     name = (model or "residual_mlp").replace("-", "_")
     options = setup.network_options(name, 1, 1, 1, None, own or ())
     if "in_features" not in options:
@@ -210,8 +213,9 @@ def show_maps(
     said = result.as_dict()
     if not json:
         columns = [("part", "left"), ("maps", "left"), *((n, "right") for n in ("mean", "std", "norm", "zeros"))]
-        table.show(columns, [[name, "x".join(map(str, part["shape"])), f"{part['mean']:.4f}", f"{part['std']:.4f}",
-                              f"{part['norm']:.4g}", f"{part['zeros']:.1%}"] for name, part in said["parts"].items()])
+        table.show(columns, [[name, "x".join(map(str, part["shape"])),
+                              *("-" if part[key] is None else f"{part[key]:.4g}" for key in ("mean", "std", "norm")),
+                              f"{part['zeros']:.1%}"] for name, part in said["parts"].items()])
     _end(found, seed, said, "", out, json)
 
 

@@ -56,7 +56,7 @@ def subject(model: str | None, weights: Path | None, model_option: Sequence[str]
     import numpy as np
 
     from tinyres import data as datasets
-    from tinyres import random
+    from tinyres import models, random
     from tinyres.tensor import Tensor
     from tinyres.weights import load, read
 
@@ -77,7 +77,8 @@ def subject(model: str | None, weights: Path | None, model_option: Sequence[str]
         run = config if data == config.get("data") else {}
         dataset = datasets.load(data, split, data_dir or run.get("data_dir"), run.get("image_size"))
         expected = None if source is None else normalisation(source)
-        dataset = dataset if expected is None else dataset.with_normalisation(*expected)
+        with setup.option("--data"):  # not of as many channels as the weights take
+            dataset = dataset if expected is None else dataset.with_normalisation(*expected)
         with setup.option("--batch"):
             images, labels = dataset.batch(batch, seed)
     channels, *size = RANDOM_SHAPE if dataset is None else dataset.images.shape[1:]
@@ -86,8 +87,9 @@ def subject(model: str | None, weights: Path | None, model_option: Sequence[str]
     if source is not None and weights is not None:
         name, options = network_for(source, weights, model, None, own, classes, channels, shape)
     else:
-        name = (model or MODEL).replace("-", "_")
+        name = model or MODEL
         options = setup.network_options(name, classes, channels, shape, None, own)
+    name = models.known_name(name)
     random.manual_seed(seed)
     network = setup.build(name, options)
     if weights is not None:

@@ -164,7 +164,7 @@ def show_card(
         return setup.report(record, "", True)
     _show(record)
     if found is None:
-        print(f"Not run yet: tinyres claims run {card.name}")
+        print(f"No record in {' or '.join(map(str, RECORDS))}; make one: tinyres claims run {card.name}")
     elif (record["prediction"], record["rule"]) != (card.prediction, card.rule):
         print(f"The card has changed since this was recorded: {found} keeps the prediction and the rule of its time.")
 

@@ -72,7 +72,8 @@ def evaluate_weights(
     mean, std, origin = _normalisation(source, normalize, dataset)
     network = setup.build(name, options)
     load(network, weights)
-    images = dataset.with_normalisation(mean, std)
+    with setup.option("--normalize"):
+        images = dataset.with_normalisation(mean, std)
     if fold:
         network = fold_batch_norm(network, images.take([0])[0])
     folded = sum(isinstance(layer, FoldedConv2d) for layer in network.modules())
@@ -85,9 +86,10 @@ def evaluate_weights(
         content = io.BytesIO()
         np.save(content, found.logits, allow_pickle=False)
         write_atomically(logits, content.getvalue())
-    result = {"accuracy": found.accuracy, "correct": found.correct, "n": found.n, "loss": found.loss, "model": name,
-              "data": data, "split": split, "mean": list(mean), "std": list(std),
-              "folded": folded, "seconds": round(time.perf_counter() - began, 2)}
+    result = {"accuracy": found.accuracy, "correct": found.correct, "n": found.n,
+              "loss": found.loss if math.isfinite(found.loss) else None, "model": name, "data": data, "split": split,
+              "mean": list(mean), "std": list(std), "folded": folded,
+              "seconds": round(time.perf_counter() - began, 2)}
     text = f"accuracy {found.accuracy:.2%} ({found.correct:,} of {found.n:,}), loss {found.loss:.5f}"
     setup.report(result, text, json)
 

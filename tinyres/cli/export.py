@@ -86,7 +86,7 @@ def _onnx(found: Stored, weights: Path, to: Path, batch: int | None, opset: int,
     types = export_onnx(network, to, found.shape, "N" if batch is None else batch, opset,
                         f"{found.name}: {about}" if about else found.name, _texts(found))
     difference = _difference(network, to, images)
-    if difference is not None and difference > SAME:
+    if difference is not None and not difference <= SAME:  # also of NaN
         raise RuntimeError(f"export: onnxruntime's outputs of {to} differ by {difference:.2g} of the largest, expected "
                            f"at most {SAME:g}: the file is not the network; please report it")
     words = "onnxruntime is not installed, so the file was not run" if difference is None else \
@@ -127,4 +127,6 @@ def _difference(network: Any, path: Path, images: np.ndarray) -> float | None:
     (theirs,) = session.run(None, {"input": images})
     with no_grad(), use_kernels("im2col"):
         ours = network.eval()(Tensor(images)).numpy()
+    if not np.isfinite(ours).all():
+        raise ValueError(f"export: {path} is written, but random images give infinity or NaN: the weights are damaged")
     return float(np.abs(ours - theirs).max() / max(float(np.abs(ours).max()), 1e-30))

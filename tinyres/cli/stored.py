@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ def stored(weights: Path, model: str | None, option: str | None, own: Sequence[s
     given = None if input is None else shape(input)
     name, options = network_for(source, weights, model, option, own, _classes(source), *_images(source, given))
     features = source.arrays.get("stem.weight")
-    if "in_features" in options and features is not None and features.ndim == 2:
+    if features is not None and features.ndim == 2 and _takes(name, "in_features"):
         options["in_features"] = features.shape[1]
     size = given or _shape(options, source)
     network = setup.build(name, options)
@@ -52,7 +53,14 @@ def network_for(source: Any, weights: Path, model: str | None, option: str | Non
 
     classes, channels, size: the images', for what is left to them. Raises typer.BadParameter where nobody tells.
     """
+    from tinyres import models
+
     told, known = source.network, source.architecture
+    wrong = _wrong(*told) if told is not None else ""
+    if wrong and model is None:
+        raise typer.BadParameter(f"{weights} says for which network it is, but there is none like that: {wrong}. Say "
+                                 "which it is.", param_hint="--model")
+    told = None if wrong else told
     if told is not None and model is None and option is None and not own:
         return told
     name = model or (told[0] if told is not None else known.name if known is not None else "")
@@ -65,8 +73,26 @@ def network_for(source: Any, weights: Path, model: str | None, option: str | Non
     found = setup.network_options(name, classes, channels, size, shortcut, own)
     if known is not None and "cifar_stem" in found and not any(_names(own, "cifar_stem")):
         found["cifar_stem"] = known.options.get("cifar_stem", found["cifar_stem"])
-    same = told is not None and told[0] == name
-    return name, {**told[1], **found} if same else found
+    name = models.known_name(name)
+    if told is None or models.known_name(told[0]) != name:
+        return name, found
+    asked = {key for key in found if (key == "option" and option is not None) or any(_names(own, key))}
+    return name, told[1] | {key: found[key] for key in asked}
+
+
+def _wrong(name: str, options: dict[str, Any]) -> str:
+    """Why there is no such network with such options; "" if there is one."""
+    from tinyres import models
+
+    try:
+        takes = inspect.signature(getattr(models, models.known_name(name))).parameters
+    except ValueError as error:
+        return str(error)
+    for key, value in options.items():
+        kind = type(takes[key].default) if key in takes else None
+        if kind is None or not isinstance(value, (int, float) if kind is float else kind):
+            return f"{name} takes no {key[:100]!r} of {str(value)[:100]!r}"
+    return ""
 
 
 def normalisation(source: Any) -> tuple[Sequence[float], Sequence[float]] | None:
@@ -78,7 +104,9 @@ def normalisation(source: Any) -> tuple[Sequence[float], Sequence[float]] | None
 def _classes(source: Any) -> int:
     """How many classes the last layer has."""
     head, told = source.arrays.get("fc.weight"), source.network
-    return head.shape[0] if head is not None else told[1].get("num_classes", 10) if told is not None else 10
+    if head is not None and head.ndim == 2:
+        return head.shape[0]
+    return told[1].get("num_classes", 10) if told is not None else 10
 
 
 def _images(source: Any, given: tuple[int, ...] | None) -> tuple[int, tuple[int, int]]:
@@ -99,8 +127,6 @@ def _names(own: Sequence[str], option: str) -> Iterator[bool]:
 
 
 def _takes(name: str, option: str) -> bool:
-    import inspect
-
     from tinyres import models
 
     with setup.option("--model"):

@@ -59,15 +59,16 @@ def build(name: str, **options: Any) -> nn.Module:
     for option in options:
         if option not in takes:
             near = difflib.get_close_matches(option, takes, 1)
-            why = f"did you mean {near[0]!r}?" if near else _why_not(name, option)
+            why = f"did you mean {near[0]!r}?" if near else _why_not(name, option, takes)
             raise ValueError(f"models.build: {name} has no option {option!r}; {why} Its options: {', '.join(takes)}")
     return constructor(**options)
 
 
-def _why_not(name: str, option: str) -> str:
-    if option in ("option", "zero_init_residual") and name.startswith("plain"):
-        return f"a plain network has no shortcuts: use {name.replace('plain', 'resnet')}."
-    if option == "cifar_stem":
+def _why_not(name: str, option: str, takes: list[str]) -> str:
+    twin = name.replace("plain", "resnet")
+    if option in ("option", "zero_init_residual") and twin != name and twin in _CONSTRUCTORS:
+        return f"a plain network has no shortcuts: use {twin}."
+    if option == "cifar_stem" and "in_channels" in takes:
         return "it is made for small images and always has the 3x3 stem: leave the option out."
     return "leave it out."
 

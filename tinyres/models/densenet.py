@@ -75,6 +75,9 @@ class DenseNet(nn.Module):
 def cifar_densenet(depth: int, num_classes: int = 10, in_channels: int = 3, growth: int = 12) -> DenseNet:
     """DenseNet-BC of depth 6n+4, n layers in each dense block. Raises ValueError when depth has not that form."""
     per_stage = 2 * STAGES
+    if not hasattr(depth, "__index__"):
+        raise TypeError(f"cifar_densenet: depth must be an integer of the form {per_stage}n+{STAGES + 1}, got "
+                        f"{depth!r}: use 40")
     n, rest = divmod(depth - STAGES - 1, per_stage)
     if n < 1 or rest:
         near = per_stage * max(1, round((depth - STAGES - 1) / per_stage)) + STAGES + 1

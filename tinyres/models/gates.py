@@ -75,7 +75,7 @@ def _gated(block: type[Block], depth: int, num_classes: int, in_channels: int, b
 
 
 def exclusive_gate_resnet(depth=20, num_classes=10, in_channels=3, bias=-6.0, option="A", zero_init_residual=False):
-    """ResNet of depth 6n+2 with exclusive gates, whose biases start at `bias` (He et al. 2016, table 1: 0 to -10)."""
+    """ResNet of depth 6n+2 with exclusive gates, biases starting at `bias` (He et al. 2016, section 3.1: 0 to -10)."""
     return _gated(ExclusiveGateBlock, depth, num_classes, in_channels, bias, option, zero_init_residual,
                   "exclusive_gate_resnet")
 

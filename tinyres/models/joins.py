@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tinyres import nn, ops
-from tinyres.models.blocks import Block, ShortcutOption, conv3x3, shortcut_b
+from tinyres.models.blocks import Block, ShortcutOption, conv3x3, preact_shortcut_b, shortcut_b
 from tinyres.models.resnet import Residual
 from tinyres.nn.options import number
 from tinyres.tensor import Tensor
@@ -166,7 +166,7 @@ class ReZeroBasicBlock(JoinedBasicBlock):
 class SkipInitBlock(Block):
     """shortcut(x) + scale * F(x) without any norm, F = ReLU-3x3-ReLU-3x3 with biases, the scale learned from 0 on.
 
-    (N, C, H, W) -> (N, K, P, Q); the first convolution has the stride. De & Smith 2020, section 4.
+    (N, C, H, W) -> (N, K, P, Q); the first convolution has the stride. De & Smith 2020.
     """
 
     def __init__(self, C: int, K: int, stride: int = 1, shortcut: nn.Module | None = None):
@@ -175,7 +175,7 @@ class SkipInitBlock(Block):
         self.conv2 = nn.Conv2d(K, K, 3, padding=1)
         for conv in (self.conv1, self.conv2):
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-        self.downsample = nn.Identity() if shortcut is None else shortcut
+        self.downsample = preact_shortcut_b(C, K, stride) if shortcut is None else shortcut
         self.join = LearnedScaledAdd()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ He et al. 2015, "Delving deep into rectifiers" (initialisation); Balduzzi et al.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,8 +18,9 @@ import numpy as np
 
 from tinyres import nn, ops
 from tinyres.models.blocks import Block
+from tinyres.models.joins import finite
 from tinyres.models.shared import Borrowed, owner_of
-from tinyres.nn.options import number, positive
+from tinyres.nn.options import positive
 from tinyres.tensor import Tensor
 
 
@@ -47,7 +47,7 @@ class MLPBlock(Block):
     def __init__(self, linear: nn.Module, a: float = 1.0):
         super().__init__()
         self.linear, self.downsample = linear, nn.Identity()
-        self.a: Any = finite(type(self).__name__, a)
+        self.a: Any = finite(type(self).__name__, "a", a)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.shortcut(x) + self.a * self.linear(ops.relu(x))
@@ -88,11 +88,6 @@ class PlainMLPBlock(nn.Module):
         return self.linear(ops.relu(x))
 
 
-def finite(owner: str, a: float) -> float:
-    """`a` as a float. Raises ValueError, naming the owner, unless it is a finite number."""
-    return number(owner, "a", a, -sys.float_info.max, sys.float_info.max, "be a finite number, the branch's scale")
-
-
 # --- networks -------------------------------------------------------------------------------------------------------
 
 
@@ -114,9 +109,10 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim < 2 or math.prod(x.shape[1:]) != self.stem.in_features:
+            fix = "give a batch, x[None] for one image" if x.ndim < 2 else \
+                f"build the network with in_features={math.prod(x.shape[1:])}"
             raise ValueError(f"{type(self).__name__}: the input has shape {tuple(x.shape)}, expected (N, C, H, W) or "
-                             f"(N, C) with in_features={self.stem.in_features} values an image: build the network with "
-                             f"in_features={math.prod(x.shape[1:])}")
+                             f"(N, C) with in_features={self.stem.in_features} values an image: {fix}")
         return self.fc(ops.relu(self.layer1(self.stem(ops.flatten(x, 1)))))
 
 

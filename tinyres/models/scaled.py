@@ -86,7 +86,7 @@ class SkipInitResNet(nn.Module):
 def skipinit_resnet(depth=20, num_classes=10, in_channels=3, option="B"):
     """SkipInit (De & Smith 2020): no norm, one learned scale a block, from 0 on; projections are bare 1x1 convolutions.
 
-    It bears smaller learning rates than networks with batch norm do: 0.05, or 0.1 with clipped gradients. With option A
+    It needs smaller learning rates than networks with batch norm do: 0.05, or 0.1 with clipped gradients. With option A
     it starts slowly: while branches are zero the head sees a sixteenth of the pixels in a quarter of the channels.
     """
     n = blocks_per_stage(depth, 2, "skipinit_resnet")

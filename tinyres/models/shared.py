@@ -142,8 +142,10 @@ class Sharing(Residual):
 
 
 def shared_resnet(depth=20, num_classes=10, in_channels=3, option="A", zero_init_residual=False):
-    """resnet of depth 6n+2 whose identity-shaped blocks of a stage are one, batch norms included: as many parameters
-    for every depth from 14 on, 167,834 with option A."""
+    """ResNet of depth 6n+2 whose identity-shaped blocks of a stage are one, batch norms included.
+
+    It has as many parameters for every depth from 14 on: 167,834 with option A.
+    """
     n = blocks_per_stage(depth, 2, "shared_resnet")
     make_block = Sharing(SharedBasicBlock, shortcut_option(OPTIONS, option))
     return ResNet(make_block, [n] * 3, CIFAR_WIDTHS, num_classes, in_channels, True, zero_init_residual)

@@ -35,7 +35,7 @@ def survives(survival: float) -> bool:
 
 
 class StochasticBasicBlock(BasicBlock):
-    """BasicBlock whose branch survives a batch in training with probability `survival`, and counts by it in eval mode.
+    """BasicBlock whose branch survives a batch in training with probability `survival`, its weight in eval mode.
 
     (N, C, H, W) -> (N, K, P, Q). Each call in training draws once, for the whole batch. A dropped branch is not
     computed, so its running statistics stay; its parameters get gradients of 0, not None, as b F(x) has with b = 0:
@@ -63,7 +63,7 @@ class StochasticBasicBlock(BasicBlock):
 
 def stochastic_depth_resnet(depth=20, num_classes=10, in_channels=3, survival=0.5, option="A",
                             zero_init_residual=False):
-    """resnet of depth 6n+2 whose last block survives with probability `survival`, the others more often (linear)."""
+    """ResNet of depth 6n+2 whose last block survives with probability `survival`, the others more often (linear)."""
     n = blocks_per_stage(depth, 2, "stochastic_depth_resnet")
     each = iter(linear_decay(3 * n, survival))
     make_block = ResidualWith(StochasticBasicBlock, shortcut_option(OPTIONS, option), lambda: next(each))

@@ -35,7 +35,7 @@ def number(layer: str, name: str, value: Any, least: float, most: float, words: 
     """value as a float from `least` to `most`. Raises ValueError that says in `words` what was expected."""
     try:
         found = float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{layer}: {name} must {words}, got {value!r}") from error
     if not least <= found <= most:
         raise ValueError(f"{layer}: {name} must {words}, got {value!r}")

@@ -156,7 +156,7 @@ def _concat(graph: Graph, step: Step) -> Made:
 def _pad(graph: Graph, step: Step) -> Made:
     x, before = step.inputs[0], step.options["before"]
     after = [0 if n == -1 else n - b - m for n, b, m in zip(step.options["shape"], before, x.shape, strict=True)]
-    if -1 in step.options["shape"] and before[step.options["shape"].index(-1)]:
+    if any(n == -1 and step.output.size[i] != x.size[i] for i, n in enumerate(step.options["shape"])):
         raise refused(step, "it pads the batch; pad the images only")
     value = np.asarray(step.options["value"], x.dtype)
     return graph.node(step, "Pad", graph.input(step, 0), ints([*before, *after]), value, mode="constant")
@@ -274,7 +274,7 @@ def _join(graph: Graph, step: Step, y: Made, residual: Made) -> Made:
 def _matmul(graph: Graph, step: Step) -> Made:
     a, b = step.inputs
     turned = b.step if isinstance(b, Value) else None
-    if turned is not None and turned.op is Permute and len(a.shape) == len(b.shape) == 2:
+    if turned is not None and turned.op is Permute and (*turned.options["dims"], len(a.shape)) == (1, 0, 2):
         return graph.node(step, "Gemm", graph.input(step, 0), graph.input(turned, 0), transB=1)
     return graph.node(step, "MatMul", *graph.inputs(step))
 

@@ -213,16 +213,17 @@ def _same(step: Step, key: str, a: Any, b: Any) -> Any:
 
 
 def _whole(a: Step, b: Step, key: str) -> tuple[Any, Any]:
-    """An option in both passes; in an index, a slice that ends where the batch does has no end any more, as pad() cuts
-    with slices of every length."""
+    """An option in both passes; in an index, a slice that ends in both where the batch does has no end any more, as
+    pad() cuts with slices of every length."""
     found = a.options[key], b.options[key]
     if key != "index" or not all(isinstance(parts, tuple) and all(isinstance(p, slice) for p in parts)
-                                 for parts in found):
+                                 for parts in found) or len(found[0]) != len(found[1]):
         return found
-    cut = [tuple(slice(p.start, None, p.step) if p.stop == n and (p.step is None or p.step > 0) else p
-                 for p, n in zip(parts, x.size, strict=False))
-           for parts, x in zip(found, (a.inputs[0], b.inputs[0]), strict=True)]
-    return cut[0], cut[1]
+    sizes = a.inputs[0].size, b.inputs[0].size
+    cut = [(slice(p.start, None, p.step), slice(q.start, None, q.step))
+           if (p.stop, q.stop) == (n, m) and (p.step is None or p.step > 0) else (p, q)
+           for p, q, n, m in zip(*found, *sizes, strict=False)]
+    return tuple(p for p, _ in cut), tuple(q for _, q in cut)
 
 
 def _leaves(option: Any) -> Iterator[Any]:

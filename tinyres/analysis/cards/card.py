@@ -147,7 +147,8 @@ def read(path: PathLike) -> dict[str, Any]:
         record = json.loads(Path(path).read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"cards.read: {path} is damaged: {error}; run the card again") from error
-    keys = {"name", "claim", "prediction", "rule", "seeds", "results", "mean", "range", "verdict"}
+    keys = {"name", "claim", "source", "quoted", "prediction", "expected", "rule", "experiment", "budget", "seeds",
+            "results", "mean", "range", "verdict", "as_predicted", "seconds"}
     if not isinstance(record, dict) or not keys <= record.keys():
         missing = sorted(keys - record.keys()) if isinstance(record, dict) else sorted(keys)
         raise ValueError(f"cards.read: {path} is no record of a card: it lacks {', '.join(missing)}")
