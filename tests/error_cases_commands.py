@@ -187,6 +187,12 @@ def _(folder):
     return Command("eval --weights w.safetensors --data digits --split tset"),
 
 
+@case("Weights for a network that cannot be", 2, "--model", "w.safetensors", "'depth' of '8'", fix="Say which it is")
+def _(folder):
+    weights.save(models.resnet8(), "w.safetensors", {"model": "scaled_resnet", "network": '{"depth": "8"}'})
+    return Command("eval --weights w.safetensors --data digits"),
+
+
 @case("A shape that is none", 2, "--input", "'3x32'", fix="three positive numbers")
 def _(folder):
     return Command("summary --model resnet20 --input 3x32"),

@@ -163,6 +163,7 @@ def test_texts_that_say_no_network_are_passed_over(network):
     ("scaled_resnet", '{"residual_scale": [1]}', "takes no 'residual_scale'"),
     ("resnet8", '{"num_classes": null}', "takes no 'num_classes' of 'None'"),
     ("resnet8", '{"option": {"a": "%s"}}' % ("x" * 9999), "takes no 'option'"),
+    ("scaled_resnet", '{"depth": 6000002}', "depth is 6000002, expected at most 10,000"),
 ])
 def test_texts_that_say_a_network_that_cannot_be(tinyres_command, tmp_path, monkeypatch, model, network, words):
     monkeypatch.chdir(tmp_path)

@@ -12,6 +12,7 @@ import typer
 
 from tinyres.cli import setup
 
+COUNTS, DEEPEST = ("depth", "blocks", "layers"), 10_000  # a file that asks for more keeps the processor busy for ever
 IMAGES = {"digits": (8, 8), "cifar10": (32, 32), "cifar100": (32, 32), "fashion": (28, 28)}  # height, width
 
 
@@ -92,6 +93,8 @@ def _wrong(name: str, options: dict[str, Any]) -> str:
         kind = type(takes[key].default) if key in takes else None
         if kind is None or not isinstance(value, (int, float) if kind is float else kind):
             return f"{name} takes no {key[:100]!r} of {str(value)[:100]!r}"
+        if key in COUNTS and value > DEEPEST:
+            return f"{key} is {str(value)[:100]}, expected at most {DEEPEST:,}"
     return ""
 
 

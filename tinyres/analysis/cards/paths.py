@@ -97,7 +97,7 @@ CARD = Card(
     name="paths",
     claim="A residual network behaves like many paths of different length: most gradient comes through short ones, "
           "and removing a block hardly matters, while a plain network is lost without any of its blocks.",
-    source="Veit et al. 2016, section 4",
+    source="Veit et al. 2016, sections 3 to 5",
     quoted=tuple(find(paper="Veit et al. 2016") + find("of the gradient", paper="tinyres")
                  + find("path length", paper="tinyres")),
     prediction="27 blocks with batch norm: the k-th branch of a stage adds about 1/k of what is on the route already, "
