@@ -22,10 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mutants_cuda
+import mutants_inside
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# What runs on a device is in mutants_cuda.py.
+# What runs on a device is in mutants_cuda.py; blocks' variants, instruments and readers are in mutants_inside.py.
 # File -> the tests that guard it, the quickest to notice first, and words of which a test's name has one.
 TESTS = {
     "tinyres/ops/broadcast.py": (["test_ops"], ""),
@@ -413,8 +414,8 @@ MUTANTS = {
         ("(count + 1) // 2", "count // 2"),
     ],
 }
-TESTS |= mutants_cuda.TESTS
-MUTANTS |= mutants_cuda.MUTANTS
+TESTS |= mutants_cuda.TESTS | mutants_inside.TESTS
+MUTANTS |= mutants_cuda.MUTANTS | mutants_inside.MUTANTS
 
 
 def copy_to(folder: Path) -> Path:
