@@ -422,9 +422,10 @@ def copy_to(folder: Path) -> Path:
     """The package and its tests, without compiled Python: that is renewed by its date, which a quick edit may not move.
     Compiled kernels are taken along; they are of files that no mutant touches."""
     left_out = shutil.ignore_patterns("*.pyc", ".hypothesis")
-    for name in ("tinyres", "kernels", "tests"):
+    for name in ("tinyres", "kernels", "tests", "benchmarks"):
         shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=left_out)
-    shutil.copy2(ROOT / "pyproject.toml", folder)
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy2(ROOT / name, folder)
     return folder
 
 

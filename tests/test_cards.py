@@ -187,7 +187,7 @@ def damaged(tmp_path, text):
     (lambda tmp: cards.run(CARDS[0], "smoke", ()), "cards.run: there are no seeds"),
     (lambda tmp: cards.read(damaged(tmp, "{")), "card.json is damaged: .*; run the card again"),
     (lambda tmp: cards.read(damaged(tmp, '{"name": 1}')), "is no record of a card: it lacks as_predicted, budget"),
-    (lambda tmp: cards.read(damaged(tmp, json.dumps(dict.fromkeys(one_card.read(RECORDED[0]).keys() - {"quoted"})))),
+    (lambda tmp: cards.read(damaged(tmp, json.dumps(dict.fromkeys(one_card.SHOWN - {"quoted"})))),
      "is no record of a card: it lacks quoted$"),
     (lambda tmp: cards.read(damaged(tmp, "[]")), "is no record of a card"),
 ])

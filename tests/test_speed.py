@@ -35,7 +35,7 @@ LAYERS = {
 }
 # The shares measured on one core of a Zen 5: with vectors of 16 lanes (AVX-512) and OpenBLAS's AVX2 kernels; with its
 # AVX-512 kernels; compiled for 8 lanes (AVX2), with its AVX2 kernels. Repeated, busy or not, they stay within 15 %.
-# Batch norm waits for memory, NumPy's computes: its shares are those of a Xeon of 2024 with AVX-512, where they are the
+# Batch norm waits for memory, NumPy's computes: its shares are those of an Intel Xeon with AVX-512, where they are the
 # larger, a Zen 5 having 0.17 and 0.06. The other shares are not larger there.
 SHARES = {
     ("stage 1", "forward"): (0.24, 0.31, 0.32),

@@ -23,6 +23,10 @@ BUDGETS = ("small", "gpu", "smoke")  # smoke: one step of a small network, only 
 
 DIGITS = 8  # significant ones that a record keeps
 
+# What a record has at least.
+SHOWN = {"name", "claim", "source", "quoted", "prediction", "expected", "rule", "experiment", "budget", "seeds",
+         "results", "mean", "range", "verdict", "as_predicted", "seconds"}
+
 # Variant -> quantity -> a number, or a list of numbers where the quantity is a curve.
 Numbers = Mapping[str, Mapping[str, Any]]
 
@@ -147,9 +151,7 @@ def read(path: PathLike) -> dict[str, Any]:
         record = json.loads(Path(path).read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"cards.read: {path} is damaged: {error}; run the card again") from error
-    keys = {"name", "claim", "source", "quoted", "prediction", "expected", "rule", "experiment", "budget", "seeds",
-            "results", "mean", "range", "verdict", "as_predicted", "seconds"}
-    if not isinstance(record, dict) or not keys <= record.keys():
-        missing = sorted(keys - record.keys()) if isinstance(record, dict) else sorted(keys)
+    if not isinstance(record, dict) or not SHOWN <= record.keys():
+        missing = sorted(SHOWN - record.keys()) if isinstance(record, dict) else sorted(SHOWN)
         raise ValueError(f"cards.read: {path} is no record of a card: it lacks {', '.join(missing)}")
     return record
