@@ -17,7 +17,7 @@ TESTS = {
     "tinyres/analysis/forks.py": (["test_instruments_gradient"], "fork or split"),
     "tinyres/analysis/hessian.py": (["test_instruments_function"], "hessian or lanczos or eigen"),
     "tinyres/analysis/loss_surface.py": (["test_instruments_function"], "surface or direction"),
-    "tinyres/analysis/shattering.py": (["test_instruments_function"], "shatter or autocorrelation"),
+    "tinyres/analysis/shattering.py": (["test_instruments_function"], "shatter or autocorrelation or slope"),
     "tinyres/analysis/detour.py": (["test_instruments_function"], "lesion or block or swap or removed"),
     "tinyres/keras_names.py": (["test_mlperf"], ""),
     "tinyres/torch_file.py": (["test_torch_file"], ""),
