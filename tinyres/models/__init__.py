@@ -79,4 +79,5 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'tinyres.models' has no attribute {name!r}{hint}")
 
 
-__all__ = ["blocks", "build", "known_name", "names", "preact", "resnet", *_CONSTRUCTORS]
+__all__ = ["blocks", "build", "known_name", "names", *(family.__name__.rpartition(".")[2] for family in FAMILIES),
+           *_CONSTRUCTORS]

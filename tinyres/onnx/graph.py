@@ -50,6 +50,7 @@ class Graph:
         return None if x is None else Value((), step.output.dtype, array=np.asarray(x, step.output.dtype))
 
     def inputs(self, step: Step) -> list[Made]:
+        """What input 0, 1, ... of a step are in the graph."""
         return [self.input(step, i) for i in range(len(step.inputs))]
 
     def only(self, step: Step, i: int, *types: str) -> Node | None:
@@ -69,8 +70,10 @@ def translates(*ops: type[Function]) -> Callable:
 
 
 def refused(step: Step, why: str) -> ExportError:
+    """The error for a step that ONNX cannot say, to be raised."""
     return ExportError(f"export_onnx: {step} cannot be written as ONNX: {why}")
 
 
 def ints(values: Any) -> np.ndarray:
+    """Numbers as ONNX wants shapes, axes and pads: int64."""
     return np.asarray(list(values), np.int64)
