@@ -9,7 +9,7 @@ import pytest
 
 import tinyres as tr
 from tinyres import models
-from tinyres.cli import setup
+from tinyres.cli import recipes, setup
 
 OLD = {*models.resnet.NETWORKS, *models.preact.NETWORKS}  # which test_models and others run
 
@@ -81,3 +81,21 @@ def test_an_option_given_twice_over(tinyres_command):
 def test_a_value_that_the_network_refuses_is_the_options_fault(tinyres_command):
     status, _, err = tinyres_command("train --model scaled-resnet --model-option depth=21")
     assert status == 2 and "--model-option" in err and "6n+2" in err
+
+
+def test_a_network_without_norm_is_trained_gently_unless_told_otherwise():
+    def chosen(model, recipe=None, **given):
+        found = recipes.choose(recipe, "digits", {"model": model} | given)[1]
+        return found.lr, found.clip_norm, found.weight_decay
+
+    for name in ("article-prose", "fixup-resnet20", "skipinit_resnet", "residual_mlp"):
+        assert chosen(name) == (0.02, 1.0, 5e-4)
+        assert chosen(name, lr=0.3, weight_decay=0.0) == (0.3, 1.0, 0.0)
+        assert chosen(name, "he2015") == (0.1, None, 1e-4)
+    assert chosen("resnet8") == chosen("article-resnet18") == chosen("chain_addition") == (0.1, None, 1e-2)
+
+
+@pytest.mark.slow
+def test_the_articles_network_learns_the_digits(tinyres_command):
+    status, out, err = tinyres_command("train --model article-prose-four-step --epochs 6 --quiet --json --out run")
+    assert status == 0 and json.loads(out.splitlines()[-1])["accuracy"] > 0.7, out  # 0.81 was seen
