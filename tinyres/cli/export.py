@@ -47,8 +47,8 @@ def export_weights(
             raise typer.BadParameter("is about ONNX, and safetensors holds arrays only; leave it out.",
                                      param_hint=names)
         return _safetensors(weights, to, model, option, model_option or [], input, json)
-    setup.need("onnx", "onnx", "tinyres export to .onnx")
     found = stored(weights, model, option, model_option or [], input)
+    setup.need("onnx", "onnx", "tinyres export to .onnx")
     _onnx(found, weights, to, batch, opset, fold, json, quiet)
 
 
