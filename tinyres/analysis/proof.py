@@ -243,7 +243,8 @@ LEGEND = f"""\
   directions: the largest relative error over all parameters together, each parameter, and the images. Bound
   {GRADCHECK:.0e}. **redrawn**: directions drawn again because a ReLU or a maximum switched between the two ends.
 - **outputs, gradients, statistics, weights**: the largest distance from PyTorch in float64, relative to the norm of the
-  tensor, over {parity.STEPS} steps of SGD with momentum from equal weights. Bound {PARITY:.0e}.
+  tensor, over {parity.STEPS} steps of SGD with momentum from equal weights. Bound {PARITY:.0e}. "-" where PyTorch has
+  no twin here; the tests of those networks bring their own.
 - **float32 ours, PyTorch, ratio**: the distance of the gradient in float32 from that in float64, root mean square of
   {DRAWS} draws, of networks with less than {SMALL:,} parameters {DRAWS * MORE}, ours and PyTorch's (channels_last),
   and ours by PyTorch's. Bound {RATIO:g}. A draw is about 1e-6, or 1e-3 where rounding switches a ReLU, so the ratio

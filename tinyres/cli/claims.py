@@ -49,7 +49,7 @@ def claims(context: typer.Context, json: setup.Json = False) -> None:
 @app.command("proof")
 def prove_networks(
     model: Models = None,
-    every: Annotated[bool, typer.Option("--all", help="All networks, in about 15 minutes.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="All networks, in about 18 minutes.")] = False,
     seed: Annotated[int, setup.whole("Of weights, images and directions.", 0)] = 0,
     kernels: setup.Kernels = "fast",
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table in Markdown.")] = False,
