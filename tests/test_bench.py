@@ -273,7 +273,7 @@ def test_pytorchs_process_holds_nothing_of_ours(torch):
         f"tinyres.analysis.{name}" for name in ("bench_memory", "bench_torch", "twins", "workload"))])
 
 
-def test_a_process_that_fails_or_hangs_is_an_error_in_words():
+def test_a_process_that_fails_or_hangs_is_an_error_in_words(torch):
     with pytest.raises(RuntimeError, match="for eager failed .status 1.: ValueError: .*resnet9"):
         bench_memory.peak_memory(Workload("resnet9", {"num_classes": 10}, 2, 8), "eager", 1)
     with pytest.raises(RuntimeError, match="bench: the process for ours took longer than 0.01 seconds"):

@@ -5,7 +5,7 @@ from statistics import fmean
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tinyres import data, ops
@@ -42,6 +42,7 @@ def test_the_distribution_function_in_closed_form(alpha):
 
 
 @given(word=st.integers(0, 2**64 - 1), alpha=st.sampled_from(sorted(INVERSES)))
+@example(word=2**48 - 1025, alpha=1.0)
 def test_weights_invert_the_distribution(word, alpha):
     weight = beta_weight(word, alpha)
     assert abs(weight - INVERSES[alpha]((word + 0.5) / 2**64)) <= STEP

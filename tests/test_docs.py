@@ -72,6 +72,8 @@ RUN_HERE = [page for page in PAGES if page != PYTORCH and blocks(read(page), PLA
 def test_the_code_of_a_page_runs(page, monkeypatch, tmp_path):
     if page.name == "gpu.md" and emulator.missing():
         pytest.skip(f"its code was not run: {emulator.missing()}")
+    if "from IPython" in read(page):
+        pytest.importorskip("IPython", reason="its code shows figures by IPython: pip install 'tinyres[docs]'")
     monkeypatch.chdir(tmp_path)
     compared = run(blocks(read(page), PLAIN, CELL), name_of(page))
     assert compared > 0 or page.name not in ("README.md", "index.md")

@@ -26,8 +26,7 @@ def beta_weight(word: int, alpha: float) -> float:
     It is a multiple of 2^-24, below the exact number by less than that (above it, in the upper half): the distribution
     function is inverted by bisection, in the lower half only, as the density is symmetric.
     """
-    share = (word + 0.5) / 2**64
-    lower_share = min(share, 1 - share)
+    lower_share = (min(word, 2**64 - 1 - word) + 0.5) / 2**64  # 1 - share would round differently
     low, high = 0, 2 ** (BITS - 1)
     while high - low > 1:
         middle = (low + high) // 2
@@ -36,7 +35,7 @@ def beta_weight(word: int, alpha: float) -> float:
         else:
             high = middle
     weight = low / 2**BITS
-    return weight if share < 0.5 else 1 - weight
+    return weight if word < 2**63 else 1 - weight
 
 
 def beta_distribution(x: float, alpha: float) -> float:
