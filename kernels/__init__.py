@@ -208,3 +208,16 @@ def adam(parameters, gradients, means, squares, steps, lr, betas, eps, weight_de
     """Step number `step` (from 1) of Adam; weight_decay is added to the gradient, shrink is a factor of p."""
     kernel = _kernel("adam", parameters[0])
     return kernel(parameters, gradients, means, squares, steps, lr, betas, eps, weight_decay, shrink)
+
+
+# ---- what is told of an array in a few numbers: Python's, not arrays ----
+
+
+def moments(x):
+    """x, a vector of floats -> its sum, its sum of squares, in float64, and how many elements are 0."""
+    return _kernel("moments", x)(x)
+
+
+def inner(x, y):
+    """x, y, vectors of one length -> <x, y>, summed in float64."""
+    return _kernel("inner", x)(x, y)

@@ -349,3 +349,17 @@ def adam(parameters, gradients, means, squares, steps, lr, betas, eps, weight_de
         square += (1 - beta2) * (g * g)
         denominator = array_module(p).sqrt(square) / math.sqrt(1 - beta2**step) + eps
         p -= lr / (1 - beta1**step) * mean / denominator
+
+
+# ---- what is told of an array in a few numbers ----
+
+
+def moments(x):
+    """x, a vector -> its sum, its sum of squares, in float64, and how many elements are 0."""
+    wide = x.astype("float64")
+    return float(wide.sum()), float(wide @ wide), int((x == 0).sum())
+
+
+def inner(x, y):
+    """x, y, vectors of one length -> <x, y>, summed in float64."""
+    return float(x.astype("float64") @ y.astype("float64"))

@@ -13,6 +13,7 @@ from .pool import (
     max_pool2d,
     scatter_hw,
 )
+from .sums import inner, moments
 
 __all__ = [
     "adam",
@@ -30,7 +31,9 @@ __all__ = [
     "conv2d_weight_grad",
     "dropout",
     "gather_hw",
+    "inner",
     "max_pool2d",
+    "moments",
     "scatter_hw",
     "sgd",
 ]
