@@ -17,7 +17,7 @@ from tinyres.tensor import Function, Tensor
 
 __version__ = "0.1.0"
 
-_LAZY = {"gradcheck": "tinyres.analysis.gradcheck", "summary": "tinyres.analysis.summary"}
+_LAZY = {"gradcheck": "tinyres.analysis.gradcheck", "step": "tinyres.stepper", "summary": "tinyres.analysis.summary"}
 
 
 def __getattr__(name: str) -> object:
@@ -25,7 +25,7 @@ def __getattr__(name: str) -> object:
 
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
-    if name in ("analysis", "data", "models", "nn", "optim", "train", "weights"):
+    if name in ("analysis", "data", "models", "nn", "optim", "stepper", "train", "weights"):
         return importlib.import_module(f"tinyres.{name}")
     import difflib
 

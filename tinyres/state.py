@@ -15,6 +15,7 @@ class _State(threading.local):
     unfused = False      # unfused() runs the spec of every fused op
     choices: Any = None  # gradcheck's tape of ReLU masks and pooling indices
     debug: Any = None    # the observer that debug() installs
+    calls: Any = None    # the stepper's, told when a module or the spec of a fused op begins and ends
 
 
 state = _State()

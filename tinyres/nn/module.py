@@ -17,6 +17,7 @@ from tinyres.nn.options import float_dtype
 from tinyres.nn.parameter import Parameter
 from tinyres.nn.state_dict import LoadResult, entries, host_array, load
 from tinyres.ops.create import astype, to
+from tinyres.state import state
 from tinyres.tensor import Tensor
 
 REGISTRIES = ("_parameters", "_buffers", "_modules")
@@ -53,7 +54,11 @@ class Module:
         if self._backward_hooks:
             watch = BackwardWatch(self, self._backward_hooks)
             args = watch.inputs(args)
+        if state.calls is not None:
+            state.calls.enter(self, args)
         result = self.forward(*args, **kwargs)
+        if state.calls is not None:
+            result = state.calls.leave(self, result)
         for hook in tuple(self._forward_hooks):
             changed = hook(self, args, result)
             result = result if changed is None else changed

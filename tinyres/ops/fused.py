@@ -27,7 +27,12 @@ class Fused(Function):
 
     @classmethod
     def apply(cls, *inputs: Any, **params: Any) -> Any:
-        return cls.spec(*inputs, **params) if state.unfused else super().apply(*inputs, **params)
+        if not state.unfused:
+            return super().apply(*inputs, **params)
+        if state.calls is None:
+            return cls.spec(*inputs, **params)
+        state.calls.enter(cls, inputs)
+        return state.calls.leave(cls, cls.spec(*inputs, **params))
 
     def backward(self, grad: Any) -> Any:
         return self._through_spec(grad) if self.linking else self.fused_backward(grad)

@@ -1,0 +1,143 @@
+"""Finite differences on demand: the recorded pass is run again, and the step in question looked at more closely.
+
+Of a rule, one run brings back the arrays of that one op. Of the loss, two runs move one element of a node's output, up
+and down; where the forward pass allows it they run in float64, all leaves converted for as long as they take.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinyres.kernels.layout import array_module
+from tinyres.stepper import difference
+from tinyres.stepper.observe import Observer
+from tinyres.stepper.schema import Check, Node
+from tinyres.tensor import Tensor
+
+if TYPE_CHECKING:
+    from tinyres.stepper.trace import Recording
+
+STEPS = {"float64": 1e-5, "float32": 1e-2}  # relative to the element, or to 1 where that is less
+TOLERANCE = {"float64": 1e-5, "float32": 2e-2}
+
+
+def check_op(recording: Recording, id: int, slot: int | None, index: tuple[int, ...] | None) -> Check:
+    """The rule of op `id` for one element of an input."""
+    from tinyres.stepper.trace import events, forward
+
+    node = recording.trace.nodes[id]
+    places = [i for i, link in enumerate(node.inputs) if link.contribution is not None]
+    slot = places[0] if slot is None else slot
+    if slot not in places:
+        raise ValueError(f"check: input {slot} of node {id}, {node.name}, got no gradient; those that did are {places}")
+    seen = Observer(recording.names, values=False, hold=2**62, only=id)
+    loss = forward(recording.run, seen)
+    _check_same(recording, seen)
+    function, arrays = seen.calls[id].function, seen.calls[id].arrays
+    for event in events(loss, True):
+        if event.node is function and event.kind == "done":
+            return difference.check_rule(function, slot, list(arrays), event.grad, event.contributions[slot], index)
+    raise RuntimeError(f"check: node {id}, {node.name}, was not reached when the pass was run again: the function must "
+                       "compute the same every time")
+
+
+def check_loss(recording: Recording, id: int, index: tuple[int, ...] | None) -> Check:
+    """The gradient at node `id` for one element of its output, or of a leaf."""
+    node = recording.trace.nodes[id]
+    gradient = _gradient(recording, id)
+    index = difference.place_of("check", gradient, index)
+    dtype, low, high, step, note = "float64", 0.0, 0.0, 0.0, ""
+    try:
+        with _in_float64(recording):
+            low, high, step, note = _moved(recording, id, index, STEPS[dtype])
+            exact = float(_gradient(recording, id)[index])
+    except TypeError:  # an array of its own float32 stands in the way
+        dtype = node.dtype
+        low, high, step, note = _moved(recording, id, index, STEPS.get(dtype, 1e-2))
+        exact = float(gradient[index])
+    numeric, analytic = (high - low) / (2 * step), float(gradient[index])
+    larger = max(abs(numeric), abs(exact))
+    error = abs(numeric - exact) / larger if larger else 0.0
+    if dtype != node.dtype:
+        note = (f"the pass was run in {dtype} for this, where the gradient is {exact:.9g}. " + note).strip()
+    ok = bool(error <= TOLERANCE.get(dtype, 1e-2) or abs(numeric - exact) < 1e-9)
+    element = f"dL/d({node.name})" + (f"[{', '.join(map(str, index))}]" if index else "")
+    return Check("loss", element, index, step, numeric, analytic, error, dtype, ok, note)
+
+
+def _gradient(recording: Recording, id: int) -> np.ndarray:
+    from tinyres.stepper.trace import events, forward
+
+    seen = Observer(recording.names, values=False)
+    loss = forward(recording.run, seen)
+    _check_same(recording, seen)
+    for event in events(loss, False):
+        if event.kind == "ready" and seen.node_of(event.node) == id:
+            return _host(event.grad).copy()
+    raise RuntimeError(f"check: node {id} was not reached when the pass was run again: the function must compute the "
+                       "same every time")
+
+
+def _host(array: Any) -> np.ndarray:
+    return np.asarray(array.get() if array_module(array) is not np else array)
+
+
+def _moved(recording: Recording, id: int, index: tuple[int, ...], relative: float) -> tuple[float, float, float, str]:
+    """The loss with one element moved down and up, the step, and a note where a ReLU switched between the two."""
+    from tinyres.stepper.trace import forward
+
+    found, masks, size = [], [], [1.0]
+
+    def push(sign: float) -> float:
+        signs: list[Any] = []
+
+        def before(node: Node, result: Tensor) -> None:
+            if node.op.startswith("relu"):
+                signs.append(hash(_host(result.data > 0).tobytes()))
+            if node.id == id:
+                result.data = result.data.copy(order="K")
+                size[0] = max(1.0, abs(float(result.data[index])))
+                result.data[index] += sign * relative * size[0]
+
+        seen = Observer(recording.names, values=False, before=before)
+        leaf = recording.leaves.get(id)
+        array = None if leaf is None else leaf.data
+        if leaf is not None and array is not None:
+            leaf.data = array.copy(order="K")
+            size[0] = max(1.0, abs(float(array[index])))
+            leaf.data[index] += sign * relative * size[0]
+        try:
+            loss = forward(recording.run, seen, grad_enabled=False)
+        finally:
+            if leaf is not None:
+                leaf.data = array
+        masks.append(signs)
+        return float(loss.data)
+
+    found = [push(-1.0), push(1.0)]
+    note = "a ReLU switches between the two points, so the difference is off" if masks[0] != masks[1] else ""
+    return found[0], found[1], relative * size[0], note
+
+
+@contextlib.contextmanager
+def _in_float64(recording: Recording) -> Iterator[None]:
+    """Inside, every leaf of the pass is float64."""
+    leaves = [(leaf, leaf.data) for leaf in recording.leaves.values() if leaf.data.dtype.kind == "f"]
+    try:
+        for leaf, array in leaves:
+            leaf.data = array.astype("float64")
+        yield
+    finally:
+        for leaf, array in leaves:
+            leaf.data = array
+
+
+def _check_same(recording: Recording, seen: Observer) -> None:
+    ops = [[node.op for node in nodes] for nodes in (recording.trace.nodes, seen.nodes)]
+    if ops[0] != ops[1]:
+        raise RuntimeError(f"check: the pass took another course when it was run again ({len(ops[1])} nodes, before "
+                           f"{len(ops[0])}): the function must compute the same every time")
