@@ -14,7 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = {".py", ".cu", ".cuh", ".h", ".cpp"}
 DATA = {"tinyres/py.typed", "tinyres/analysis/reference_numbers.json", "tinyres/data/digits.npz",
-        "tinyres/data/LICENSE-digits.txt"}
+        "tinyres/data/LICENSE-digits.txt", "tinyres/stepper/trace.schema.json",
+        *(f"tinyres/stepper/page/{name}" for name in ("page.html", "page.css", "page.js", "panels.js", "pictures.js"))}
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,8 @@ def test_the_wheels_metadata(wheel):
         "numpy", "numba", "threadpoolctl", "safetensors", "tqdm", "pooch", "requests", "urllib3", "typer", "rich",
         "matplotlib",
     }  # fmt: skip
-    extras = {"cuda12", "cuda13", "kernelcheck", "gpu-lesson", "onnx", "tensorboard", "docs", "teach", "dev"}
+    extras = {"cuda12", "cuda13", "kernelcheck", "gpu-lesson", "onnx", "tensorboard", "browser", "docs",
+              "teach", "dev"}
     assert set(metadata.get_all("Provides-Extra")) == extras
     assert "torch" not in " ".join(metadata.get_all("Requires-Dist"))
     assert "tinyres = tinyres.cli.main:app" in archive.read(f"{info}/entry_points.txt").decode()
