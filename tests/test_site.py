@@ -84,8 +84,8 @@ def public_names():
                            ("tinyres.models", models), ("tinyres.data", data)):
         yield from (f"{prefix}.{name}" for name in module.__all__ if callable(getattr(module, name)))
     yield from (f"tinyres.{name}" for name in ("Event", "Function", "Tensor", "debug", "enable_grad", "grad",
-                "gradcheck", "hvp", "is_grad_enabled", "manual_seed", "no_grad", "summary", "unfused", "use_kernels",
-                "why"))
+                "gradcheck", "hvp", "is_grad_enabled", "manual_seed", "no_grad", "step", "summary", "unfused",
+                "use_kernels", "why"))
     yield from ("tinyres.train.train", "tinyres.train.evaluate", "tinyres.weights.load", "tinyres.weights.save",
                 "tinyres.checkpoint.save_checkpoint", "tinyres.checkpoint.load_checkpoint")
 

@@ -23,6 +23,7 @@ from tinyres.cli.eval import evaluate_weights
 from tinyres.cli.export import export_weights
 from tinyres.cli.gradcheck import check_gradients
 from tinyres.cli.runs import compare_runs
+from tinyres.cli.step import step_through
 from tinyres.cli.summary import summarise
 from tinyres.cli.train import train_network
 
@@ -85,6 +86,7 @@ def start(context: typer.Context,
 
 app.command("train")(train_network)
 app.command("eval")(evaluate_weights)
+app.command("step")(step_through)
 app.command("gradcheck")(check_gradients)
 app.command("summary")(summarise)
 app.command("runs")(compare_runs)
