@@ -56,7 +56,7 @@ def one_round(run: object) -> dict[str, float]:
     loss = recorder.forward(run, seen)
     parts = recorder.Trace("", float(loss.data), "", "", True, {})
     recorder.prepare(parts, seen, loss)
-    timed(found, "recorded backward", lambda: recorder.backward(parts, seen, loss, False, False))
+    timed(found, "recorded backward", lambda: recorder.backward(parts, seen, loss, False))
     return found
 
 

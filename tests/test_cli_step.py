@@ -238,6 +238,14 @@ def test_what_the_loss_returns_must_be_one_number(tinyres_command):
     assert (status, out, err.count("\n")) == (1, "", 1) and "(2,)" in err
 
 
+@pytest.mark.parametrize("arguments, status", [("x", 2), ("x, y=1", 2), ("*, k", 2), ("x=1.0", 0), ("*xs, **ys", 0)])
+def test_a_loss_with_arguments_is_named_with_its_file(arguments, status, tinyres_command):
+    Path("net.py").write_text(f"import tinyres as tr\ndef loss({arguments}):\n    return 2.0 * tr.ones((), "
+                              "requires_grad=True)\n")
+    found, out, err = tinyres_command("step net.py --json")
+    assert found == status and (not status or f"net.py defines loss({arguments})" in err and "defaults" in err)
+
+
 # --- in a terminal ----------------------------------------------------------------------------------------------------
 
 

@@ -299,6 +299,22 @@ def test_the_traceback_tells_what_an_op_was_given():
     assert refused(ValueError("never raised")) is None
 
 
+@pytest.mark.parametrize("a, b, fixes", [
+    ((4, 3), (4, 3), ["second input: (4, 3) @ (3, 4) gives 4x4", "first input: (3, 4) @ (4, 3) gives 3x3"]),
+    ((4, 3), (5, 4), ["first input: (3, 4) @ (5, 4)", "(5, 4) @ (4, 3) gives 5x3"]),
+    ((2, 4, 3), (2, 5, 3), ["second input: (2, 4, 3) @ (2, 3, 5) gives 4x5"]),
+    ((4, 3), (5, 2), ["No transpose"]),
+])
+def test_matrices_that_cannot_be_multiplied_get_ways_out_that_work(a, b, fixes):
+    x, y = (tr.tensor(np.ones(shape), "float64", requires_grad=True) for shape in (a, b))
+    stopped = record(lambda: (x @ y).sum()).trace.stopped
+    for text in stopped.fixes:
+        assert any(fix in text for fix in fixes), text
+        for way in re.findall(r"\(([\d, ]+)\) @ \(([\d, ]+)\) gives (\d+)x(\d+)", text):
+            left, right = (tuple(map(int, shape.split(","))) for shape in way[:2])
+            assert (np.ones(left) @ np.ones(right)).shape[-2:] == tuple(map(int, way[2:]))
+
+
 # --- joins that are no error ----------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ trust.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import sys
 import traceback
@@ -82,6 +83,13 @@ def file_walk(path: Path, double: bool) -> Walk:
             raise typer.BadParameter(f"{path} defines loss as a {type(loss).__name__}, expected a function, which can "
                                      "be run again with fused ops as their parts: def loss(): return ...",
                                      param_hint="FILE")
+        try:
+            inspect.signature(loss).bind()
+        except TypeError as error:
+            raise typer.BadParameter(f"{path} defines loss{inspect.signature(loss)}, which is called without "
+                                     f"arguments: {error}; give them defaults.", param_hint="FILE") from error
+        except ValueError:  # a builtin without a signature
+            pass
         if double:
             raise typer.BadParameter(f"{path} defines loss(), which computes in the dtype it chooses; leave it out, or "
                                      "define model, images and labels.", param_hint="--float64")

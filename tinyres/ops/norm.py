@@ -138,6 +138,8 @@ def batch_norm(x: Any, running_mean: Any = None, running_var: Any = None, weight
 def _move(running: Any, batch: Any, momentum: float) -> None:
     if running is None:
         return
+    if state.calls is not None:
+        state.calls.moves(running)
     array = raw(running)
     array += momentum * (batch - array).astype(array.dtype)
     if isinstance(running, Tensor):

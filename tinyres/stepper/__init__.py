@@ -29,8 +29,8 @@ def step(run: Callable[[], Tensor] | Tensor, title: str = "", details: bool = Tr
     op is to be seen: its gradients equal the fused run's up to rounding. Or a loss that was computed already, whose
     fused ops then stay one step each. details: work out one element of every contribution and check it by a finite
     difference. names: of leaf tensors, where the variables' own are not enough. Gradients, running statistics and the
-    random state stay as they are. Raises TypeError if run does not give a Tensor of one element, RuntimeError if
-    nothing of it requires a gradient.
+    random state stay as they are, unless run itself changes them, as by backward(). Raises TypeError if run does not
+    give a Tensor of one element, RuntimeError if nothing of it requires a gradient.
     """
     return Stepper(record(run, title=title, details=details, names=names))
 

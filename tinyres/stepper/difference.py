@@ -27,6 +27,7 @@ STEP, SHRINK, TRIES = 1e-4, 0.25, 9  # relative to the element, or to 1 where th
 SETTLED = 1e-6                       # two differences that agree so well are believed
 TOLERANCE = {8: 1e-6, 4: 1e-4}       # of an analytic value in float64, in float32
 ROUNDING = 32                        # how many roundings of the largest term a sum of many may show
+NOT_FINITE = "not finite: there is no difference to take here"
 EPS = float(np.finfo(np.float64).eps)
 
 NAMES = {  # of the inputs, where forward()'s own would be mistaken for something else in a rule
@@ -122,8 +123,8 @@ def check_rule(node: Function, slot: int, inputs: Sequence[Any], grad: Any, cont
     finally:
         random.set_state(random_state)
     if not (np.isfinite(numeric) and np.isfinite(analytic)):
-        return Check("rule", element, index, step, 0.0, analytic if np.isfinite(analytic) else 0.0, 1.0, "float64",
-                     False, "not finite: there is no difference to take here")
+        step, analytic = (v if np.isfinite(v) else 0.0 for v in (step, analytic))
+        return Check("rule", element, index, step, 0.0, analytic, 1.0, "float64", False, NOT_FINITE)
     width = 4 if analytic_array.dtype.itemsize < 8 else 8
     rounding = ROUNDING * (float(np.finfo(analytic_array.dtype).eps) * probe.size + probe.noise)
     low, high = (min(probe.sides), max(probe.sides)) if note else (numeric, numeric)

@@ -139,6 +139,22 @@ def of_concatenation(history: History, sides: Sequence[Side], dim: int) -> list[
                                                   channels=False)])]
 
 
+def of_product(sides: Sequence[Side]) -> list[str]:
+    """The ways out where two matrices, or batches of them, cannot be multiplied."""
+    first, second = sides[0], sides[-1]
+    a, b = first.shape, second.shape
+    found = []
+    if len(a) > 1 and len(b) > 1:
+        flipped = {"first": (*a[:-2], a[-1], a[-2]), "second": (*b[:-2], b[-1], b[-2])}
+        for side, (left, right) in ((second, (a, flipped["second"])), (first, (flipped["first"], b))):
+            if left[-1] == right[-2]:
+                found.append(f"transpose(-2, -1) of the {side.role}: {left} @ {right} gives {left[-2]}x{right[-1]}.")
+        if b[-1] == a[-2]:
+            found.append(f"Or the other way round: {b} @ {a} gives {b[-2]}x{a[-1]}.")
+    return found or [f"No transpose makes {a} and {b} fit: the last length of the first must be the second last of the "
+                     "second."]
+
+
 def of_shapes(sides: Sequence[Side]) -> list[str]:
     """The ways out for other arrays that do not broadcast."""
     fixes = []

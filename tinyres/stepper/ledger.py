@@ -37,7 +37,8 @@ class Ledger:
         for node in trace.nodes:
             call = seen.calls.get(node.id)
             found = []
-            for kept in (call.function._saved or ()) if call is not None and call.function is not None else ():
+            counts = call is not None and seen.tracked(call) and (seen.reached is None or node.id in seen.reached)
+            for kept in (call.function._saved or ()) if call is not None and counts else ():
                 array = kept.array
                 if not hasattr(array, "nbytes") or not hasattr(array, "strides"):
                     continue

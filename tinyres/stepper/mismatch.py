@@ -106,6 +106,8 @@ def _join(history: History, found: Refusal, op: str, shapes: list[Shape], ids: l
     text += _history(history, sides, fork) + _differences(history, sides, fork)
     layer = where.partition(" (")[0]
     norm = (layer.removeprefix(prefix + "."), sides[0].shape) if found.op == "batch_norm" else None
+    if op == "matmul":
+        return text, [_side(history, side) for side in sides], fixes.of_product(sides)
     residual = fork is not None and {side.role for side in sides} == {SHORTCUT, BRANCH} and op in ("add", "sub")
     return text, [_side(history, side) for side in sides], _ways(history, sides, fork, residual, norm)
 

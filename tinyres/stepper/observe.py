@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from tinyres.graph import topological_order
 from tinyres.models.blocks import Block
 from tinyres.nn import Module, Parameter
 from tinyres.state import state
@@ -77,11 +78,12 @@ class Observer:
     """What state.debug and state.calls call during the forward pass that is recorded.
 
     names: of leaf tensors, by identity; values: whether to summarise what ops compute; hold: keep input arrays of every
-    op, or of the node `only`, up to so many bytes of them; before(node, result): called before a result is used.
+    op, or of the node `only`, up to so many bytes of them; before(node, result): called before a result is used;
+    double: arrays that modules are called with become float64 for the time of the pass.
     """
 
     def __init__(self, names: dict[int, str] | None = None, values: bool = True, hold: int = 0,
-                 before: Any = None, only: int | None = None):
+                 before: Any = None, only: int | None = None, double: bool = False):
         self.nodes: list[Node] = []
         self.calls: dict[int, Call] = {}        # by node
         self.leaves: dict[int, Tensor] = {}     # by node
@@ -90,12 +92,16 @@ class Observer:
         self.running: list[BlockCall] = []
         self.modules = 0
         self.buffers: list[tuple[Tensor, Any, Any]] = []
+        self.put_back: set[int] = set()         # their arrays, by identity
         self.names = names or {}
         self.values, self.room, self.before, self.only = values, hold, before, only
         self.outer: Any = None
+        self.double = double
         self.by_edge: dict[int, int] = {}       # id(function or leaf) -> node
         self.loose: dict[int, tuple[Any, int]] = {}  # id(tensor outside the graph) -> (weak reference, node)
-        self.alive: list[Any] = []              # functions, so that no id is used twice
+        self.alive: list[Any] = []              # functions and modules, so that no id is used twice
+        self.reached: set[int] | None = None    # nodes that lead to the loss, once it is there
+        self.earlier = False                    # whether some of the graph was made before anybody watched
         self.paths: dict[int, str] = {}
         self.known_roots: set[int] = set()
         self.given: set[int] = set()            # what networks were called with, by identity
@@ -111,7 +117,7 @@ class Observer:
             self.scopes.append(Scope(self.modules, name, module.__name__, None, True))
             return
         root = not any(scope.module is not None for scope in self.scopes)
-        if root and id(module) not in self.known_roots:
+        if id(module) not in (self.known_roots if root else self.paths):  # within another: one it did not register
             self._meet(module)
         name = self.paths.get(id(module), "")
         layer = not any(True for _ in module.children())
@@ -124,7 +130,11 @@ class Observer:
         for x in args if root else ():
             if isinstance(x, Tensor) and x.node is None:
                 self.given.add(id(x))
+                self.alive.append(x)
                 self.names.setdefault(id(x), "input")
+                if self.double and x.data.dtype == "float32":
+                    self.buffers.append((x, x.data, x.data))
+                    x.data = x.data.astype("float64")
 
     def leave(self, module: Any, result: Any) -> Any:
         """It ends. An identity on a shortcut returns the very tensor that the branch also uses; another handle of the
@@ -147,11 +157,22 @@ class Observer:
 
     def _meet(self, module: Module) -> None:
         self.known_roots.add(id(module))
+        self.alive.append(module)
         for path, part in module.named_modules():
             self.paths.setdefault(id(part), path)
         for path, parameter in module.named_parameters():
             self.names.setdefault(id(parameter), path)
-        self.buffers += [(b, b.data, b.data.copy(order="K")) for b in module.buffers()]
+        for buffer in module.buffers():
+            self.moves(buffer)
+
+    def moves(self, running: Any) -> None:
+        """A buffer, or running statistics that a function is given, a Tensor or an array, may change: they are put back
+        when the pass has ended."""
+        array = running.data if isinstance(running, Tensor) else running
+        if id(array) not in self.put_back:
+            self.put_back.add(id(array))
+            self.buffers.append((running if isinstance(running, Tensor) else Tensor(array), array,
+                                 array.copy(order="K")))
 
     # --- ops ----------------------------------------------------------------------------------------------------------
 
@@ -199,17 +220,31 @@ class Observer:
         """Of a leaf that holds images, the first image's first channels."""
         return first_channels(self.leaves[node].data)
 
-    def add(self, function: Any, node: Node) -> None:
-        """An op that ran before anybody watched."""
-        self.nodes.append(node)
-        self.calls[node.id] = Call(node, function, None, None, False)
-        self.by_edge[id(function)] = node.id
-        self.alive.append(function)
+    def add_graph(self, last: Any) -> None:
+        """Nodes for an op that ran before anybody watched, and all such that it was computed from: their values are
+        not known."""
+        self.earlier = True
+        for function in reversed(topological_order([last])):
+            if id(function) in self.by_edge:
+                continue
+            if isinstance(function, Tensor):
+                self.id_of(function)
+                continue
+            inputs = [Input(None if edge is None else self.by_edge[id(edge)], name)
+                      for name, edge in zip(input_names(function, len(function.edges)), function.edges, strict=True)]
+            node = Node(len(self.nodes), "op", function.name, function.name, tuple(function.shape),
+                        str(function.dtype), inputs=inputs,
+                        options={key: described(value) for key, value in function.params.items()})
+            self.nodes.append(node)
+            self.calls[node.id] = Call(node, function, None, None, False)
+            self.by_edge[id(function)] = node.id
+            self.alive.append(function)
 
     def wants(self, node: int, place: int) -> bool:
-        """Whether this op's input wants a gradient."""
+        """Whether this op's input wants a gradient, and the op, as far as that is known, leads to the loss."""
         call = self.calls.get(node)
-        return call is not None and self.tracked(call) and call.function.edges[place] is not None
+        return call is not None and self.tracked(call) and call.function.edges[place] is not None \
+            and (self.reached is None or node in self.reached)
 
     @staticmethod
     def tracked(call: Call) -> bool:
@@ -233,8 +268,9 @@ class Observer:
         """detach(): the values go on, the gradient does not."""
         if self.outer is not None:
             self.outer.cut(name, source, result)
-        node = Node(len(self.nodes), "op", name, name, tuple(result.shape), str(result.dtype),
-                    inputs=[Input(self.id_of(source), "x")], line=call_site()[0])
+        inputs = [Input(self.id_of(source), "x")]  # which may be a new node
+        node = Node(len(self.nodes), "op", name, name, tuple(result.shape), str(result.dtype), inputs=inputs,
+                    line=call_site()[0])
         self.nodes.append(node)
         self.calls[node.id] = Call(node, None, None, None, False)
         self._bind(result, result.edge, node.id)
@@ -242,6 +278,20 @@ class Observer:
     @staticmethod
     def checksum(array: Any) -> None:
         return None
+
+    # Of a backward pass inside the callable, as for a penalty on a gradient, only what it hands on is of interest here.
+
+    def arrived(self, order: Any, node: Any, grad: Any) -> None:
+        if self.outer is not None:
+            self.outer.arrived(order, node, grad)
+
+    def backward(self, node: Any, grad: Any, grads: Any) -> None:
+        if self.outer is not None:
+            self.outer.backward(node, grad, grads)
+
+    def check_saved(self, node: Any, kept: Any) -> None:
+        if self.outer is not None:
+            self.outer.check_saved(node, kept)
 
     def _hold(self, call: Call, inputs: Any, result: Tensor) -> None:
         arrays = tuple(x.data if isinstance(x, Tensor) else x for x in inputs)
@@ -264,6 +314,8 @@ class Observer:
         has made becomes a node now."""
         edge = x.edge if edge is None else edge
         if edge is not None:
+            if id(edge) not in self.by_edge and not isinstance(edge, Tensor):
+                self.add_graph(edge)
             known = self.by_edge.get(id(edge))
             return self._leaf(x, edge) if known is None else known
         reference, node = self.loose.get(id(x), (None, 0))

@@ -243,14 +243,16 @@ def _exploded(groups: list[Group], observer: Observer) -> list[Group]:
 def _with_leaves(groups: list[Group], observer: Observer) -> list[Group]:
     """Inputs that want a gradient, and parameters that several layers share, are steps too: gradients add up there."""
     users: dict[int, set[int]] = {}
+    first: dict[int, int] = {}
     for group in groups:
         for id in group.nodes:
             for i, x in enumerate(observer.nodes[id].inputs):
-                if x.source in observer.leaves and observer.wants(id, i):
-                    users.setdefault(int(x.source or 0), set()).add(group.id)
+                if x.source in observer.leaves:
+                    first.setdefault(int(x.source or 0), group.id)  # it stands before, also where it is detached
+                    if observer.wants(id, i):
+                        users.setdefault(int(x.source or 0), set()).add(group.id)
     leaves = [Group(0, observer.nodes[id].name, observer.nodes[id].kind, "", "", "", "main", [id], id)
               for id, by in users.items() if observer.nodes[id].kind == "input" or len(by) > 1]
-    first = {leaf.output: min(users[leaf.output]) for leaf in leaves}  # it stands before the first that uses it
     found = sorted(leaves + groups, key=lambda group: first.get(group.output, group.id))
     for number, group in enumerate(found):
         group.id = number

@@ -25,10 +25,9 @@ from tinyres.ops.fused import Fused
 from tinyres.state import setting, state
 from tinyres.stepper import ledger, rules, structure
 from tinyres.stepper.arrivals import Arrivals
-from tinyres.stepper.difference import input_names
 from tinyres.stepper.mismatch import calls_of, explain, suspicious
-from tinyres.stepper.observe import Observer, described
-from tinyres.stepper.schema import Check, Input, Node, Trace
+from tinyres.stepper.observe import Observer
+from tinyres.stepper.schema import Check, Node, Trace
 from tinyres.stepper.summarise import with_maps
 from tinyres.tensor import Tensor, walk
 
@@ -65,11 +64,11 @@ def record(run: Callable[[], Tensor] | Tensor, *, title: str = "", details: bool
         prepare(trace, seen, None)
         return recording
     _check_loss(loss)
-    _add_unseen(seen, loss)
-    trace.loss, trace.dtype = finite(float(loss.data)), str(loss.dtype)
+    seen.id_of(loss)  # with a graph of its own, where it was given
+    trace.loss, trace.dtype = finite(float(loss.data.item())), str(loss.dtype)
     prepare(trace, seen, loss)
     trace.notes += [*suspicious(calls_of(trace.nodes)), *getattr(run, "notes", ())]
-    backward(trace, seen, loss, isinstance(run, Tensor), details)
+    backward(trace, seen, loss, details)
     return recording
 
 
@@ -109,6 +108,11 @@ def _check_node(recording: Recording, node: int, what: str) -> None:
     if isinstance(recording.run, Tensor):
         raise RuntimeError("check: the forward pass cannot be run again, as a loss was given: pass a function, "
                            "tr.step(lambda: ...)")
+    users = [node, *(nodes[node].consumers if what == "loss" else ())]
+    early = next((nodes[id] for id in users if nodes[id].kind == "op" and nodes[id].value is None), None)
+    if early is not None:
+        raise RuntimeError(f"check: {early.name} ran before the recording began and cannot be run again: pass a "
+                           "function that runs all of it, tr.step(lambda: ...)")
 
 
 def forward(run: Any, seen: Observer, **settings: Any) -> Tensor:
@@ -155,33 +159,19 @@ def _versions() -> dict[str, str]:
 
 def _check_loss(loss: Any) -> None:
     if not isinstance(loss, Tensor) or loss.data.size != 1:
-        got = f"a Tensor of shape {loss.shape}" if isinstance(loss, Tensor) else type_name(loss)
-        raise TypeError(f"step: the function must return the loss, a Tensor of one element, got {got}: reduce it with "
-                        "sum() or mean()")
+        got, fix = (f"a Tensor of shape {loss.shape}", "reduce it with sum() or mean()") if isinstance(loss, Tensor) \
+            else (type_name(loss), "return the Tensor itself, before item(), float() or numpy() took the number out")
+        raise TypeError(f"step: the function must return the loss, a Tensor of one element, got {got}: {fix}")
     if loss.edge is None:
         raise RuntimeError("step: nothing that the loss was computed from requires a gradient: set requires_grad=True "
                            "on a leaf, or pass a network's parameters through it")
 
 
-def _add_unseen(seen: Observer, loss: Tensor) -> None:
-    """Nodes for what ran before the recording began, as when a loss is given: their values are not known."""
-    for function in reversed(topological_order([loss.edge])):
-        if id(function) in seen.by_edge:
-            continue
-        if isinstance(function, Tensor):
-            seen.id_of(function)
-            continue
-        names = input_names(function, len(function.edges))
-        inputs = [Input(None if edge is None else seen.by_edge[id(edge)], name)
-                  for name, edge in zip(names, function.edges, strict=True)]
-        seen.add(function, Node(len(seen.nodes), "op", function.name, function.name, tuple(function.shape),
-                                str(function.dtype), inputs=inputs,
-                                options={key: described(value) for key, value in function.params.items()}))
-
-
 def prepare(trace: Trace, seen: Observer, loss: Tensor | None) -> None:
     """Everything that is known before the backward pass begins."""
     trace.nodes = seen.nodes
+    if loss is not None:
+        seen.reached = {seen.by_edge[id(node)] for node in topological_order([loss.edge])}
     structure.find_joins(seen)
     last = None if loss is None else seen.by_edge[id(loss.edge)]
     trace.groups = structure.find_groups(seen, last)
@@ -205,15 +195,15 @@ def prepare(trace: Trace, seen: Observer, loss: Tensor | None) -> None:
                            "in the function.")
 
 
-def backward(trace: Trace, seen: Observer, loss: Tensor, retain: bool, details: bool) -> None:
+def backward(trace: Trace, seen: Observer, loss: Tensor, details: bool) -> None:
     books = ledger.Ledger(trace, seen)
     arrivals = Arrivals(trace, seen)
-    for event in events(loss, retain or details):
+    for event in events(loss, seen.earlier or details):  # what others have made is not freed
         node = trace.nodes[seen.node_of(event.node)]
         if event.kind == "ready":
             node.step = len(trace.backward)
             trace.backward.append(node.id)
-            arrivals.whole(node, event.grad)
+            arrivals.whole(node, event.grad, bool(event.node.hooks))
             continue
         arrivals.brought(node, event)
         if details:
@@ -237,7 +227,7 @@ def _work_out(node: Node, seen: Observer, event: Event) -> None:
     if not call.arrays:
         return
     for slot, contribution in enumerate(event.contributions):
-        if contribution is None:
+        if contribution is None or not contribution.size:
             continue
         worked = rules.worked(event.node, slot, list(call.arrays), call.result, event.grad, contribution)
         if worked is not None:
