@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "tutorials" / "errors.md"
 CHAPTERS = ("arrays", "layers", "graph", "models", "training", "data", "files", "machine", "device", "inside",
-            "stepper", "commands")
+            "stepper", "teach", "commands")
 LONGEST = 420  # characters of a message in the page; a state dict that does not fit may name a hundred arrays
 
 for path in (ROOT, ROOT / "tests"):  # as a script it finds neither the package nor its neighbours

@@ -25,6 +25,7 @@ from tinyres.cli.gradcheck import check_gradients
 from tinyres.cli.runs import compare_runs
 from tinyres.cli.step import step_through
 from tinyres.cli.summary import summarise
+from tinyres.cli.teach import app as teach_app
 from tinyres.cli.train import train_network
 
 # What the library raises when an input, a file or a run is at fault.
@@ -95,4 +96,5 @@ app.add_typer(analyze_app, name="analyze")
 app.add_typer(data_app, name="data")
 app.add_typer(claims_app, name="claims")
 app.add_typer(bench_app, name="bench")
+app.add_typer(teach_app, name="teach")
 app.command("doctor")(diagnose)
