@@ -98,7 +98,7 @@ def test_the_site(tmp_path):
     command = [sys.executable, "-m", "sphinx", "-W", "-n", "-q", "-d", tmp_path / "doctrees", "-b", "html",
                ROOT / "tutorials", site]
     offline = {"HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": ""}
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300,
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600,
                           env={**os.environ, **offline})
     assert done.returncode == 0, done.stdout + done.stderr
     assert needs_network(site) == []
@@ -113,6 +113,9 @@ def test_the_site(tmp_path):
     assert "pack = load&lt;V&gt;" in re.sub("<[^>]+>", "", gpu)  # the kernel's text, from its file
     if emulator.available():
         assert "reads shared memory that thread (0,0,0) wrote in module.cu:6" in gpu and "(Pdb) (14, 0, 14)" in gpu
+    for path in sorted(ROOT.glob("tutorials/[0-9][0-9]_*.py")):
+        lesson = (site / f"{path.stem}.html").read_text(encoding="utf-8")
+        assert "BEGIN SOLUTION" not in lesson and "raise" in lesson and "<iframe" in lesson and 'alt=""' not in lesson
     for name in ("from_pytorch", "how_it_works", "fast_kernels", "gpu", "run"):
         assert "Warning:" not in (site / f"{name}.html").read_text(encoding="utf-8")
     commands = (site / "reference" / "commands.html").read_text(encoding="utf-8")

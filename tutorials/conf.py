@@ -1,4 +1,5 @@
-"""The site: pages in MyST, whose code cells run when it is built, and the reference, made from the docstrings.
+"""The site: pages in MyST, whose code cells run when it is built, the lessons, and the reference, made from the
+docstrings.
 
     python -m sphinx -W -n -b html tutorials build/site
 
@@ -15,11 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from docutils import nodes
-from docutils.utils.math import MathError
-from docutils.utils.math.latex2mathml import tex2mathml
-from sphinx.util import logging
-
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 # The kernels of the code cells are processes of their own: they are to see this tinyres, and to print no colours.
@@ -35,8 +31,8 @@ author = "The tinyres authors"
 copyright = "The tinyres authors, MIT licence"
 version = release = tinyres.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc"]
-exclude_patterns = ["images/**"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "tinyres.teach.formulas"]
+exclude_patterns = ["images/**", "conf.py", "wrong_answers/**"]
 nitpicky = True
 smartquotes = False  # a quote in a docstring may be Python's
 
@@ -45,7 +41,8 @@ myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_timeout = 120
 nb_execution_raise_on_error = True
-nb_execution_excludepatterns = ["gpu.md"] if emulator.missing() else []
+nb_execution_excludepatterns = ["[0-9][0-9]_*.py", *(["gpu.md"] if emulator.missing() else [])]
+nb_custom_formats = {".py": "tinyres.teach.pages.for_site"}  # a lesson, which that has executed
 nb_merge_streams = True
 nb_ipywidgets_js: dict[str, Any] = {}  # myst-nb's default is a CDN
 
@@ -61,28 +58,6 @@ html_copy_source = False
 html_show_sphinx = False
 html_static_path: list[str] = []
 templates_path: list[str] = []
-
-
-# --- formulas ---------------------------------------------------------------------------------------------------------
-
-
-def mathml(tex: str, block: bool, where: Any) -> str:
-    """A formula in LaTeX as MathML, which browsers draw without a script."""
-    try:
-        return tex2mathml(tex, block)
-    except MathError as error:
-        logging.getLogger("tutorials").warning("formula %r: %s", tex, error, location=where)
-        return ""
-
-
-def inline_formula(writer: Any, node: Any) -> None:
-    writer.body.append(mathml(node.astext(), False, node))
-    raise nodes.SkipNode
-
-
-def display_formula(writer: Any, node: Any) -> None:
-    writer.body.append(f'<div class="formula">{mathml(node.astext(), True, node)}</div>\n')
-    raise nodes.SkipNode
 
 
 # --- docstrings -------------------------------------------------------------------------------------------------------
@@ -132,5 +107,4 @@ def convert(app: Any, what: str, name: str, thing: Any, options: Any, lines: lis
 
 
 def setup(app: Any) -> None:
-    app.add_html_math_renderer("mathml", (inline_formula, None), (display_formula, None))
     app.connect("autodoc-process-docstring", convert)
