@@ -255,6 +255,13 @@ def test_of_two_cells_for_one_exercise_the_later_counts(tmp_path):
     assert found["halve"].kind == "missing" and "define halve() in a cell" in found["halve"].says
 
 
+def test_a_function_of_ones_own_may_stand_below_the_answer_that_calls_it(tmp_path):
+    above = ("double", "def double(x):\n    return mine(x)"), "def mine(x):\n    return 2 * x", ("check-double", "pass")
+    last = ("halve", "def halve(x):\n    return other(x)"), "def other(x):\n    return x / 2"
+    found = graded(tmp_path, *above, *last)
+    assert {name: verdict.kind for name, verdict in found.items()} == {"double": "right", "halve": "right"}
+
+
 def test_files_of_python_are_read_too(tmp_path):
     path = tmp_path / "mine.py"
     solved = TEXT.replace("    ### BEGIN SOLUTION\n", "").replace("    ### END SOLUTION\n", "")

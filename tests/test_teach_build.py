@@ -73,20 +73,24 @@ def test_a_lesson_whose_notebook_does_not_come_out(old, new, words):
 
 
 @needs_extra
-def test_answers_in_a_students_notebook_are_noticed(tmp_path):
+def test_work_in_a_students_notebook_is_noticed(tmp_path):
     path = tmp_path / "a.ipynb"
     student = notebooks.student(lesson())
     notebooks.write(student, path)
-    assert not notebooks.has_answers(path)
-    student.cells[2].source = "print(1)"  # no answer
+    assert not notebooks.has_work(path)
     student.cells[3].outputs = []
     notebooks.write(student, path)
-    assert not notebooks.has_answers(path)
+    assert not notebooks.has_work(path)
+    before = student.cells[2].source
+    student.cells[2].source = "print(1)"  # no answer, but somebody's own
+    notebooks.write(student, path)
+    assert notebooks.has_work(path)
+    student.cells[2].source = before
     student.cells[lesson().exercises[1].solution].source += "\nx = 1"
     notebooks.write(student, path)
-    assert notebooks.has_answers(path)
+    assert notebooks.has_work(path)
     path.write_bytes(b"{}")
-    assert notebooks.has_answers(path)
+    assert notebooks.has_work(path)
 
 
 def test_a_figure_in_words():
@@ -174,6 +178,14 @@ def test_build_keeps_answers_and_other_pages(tmp_path):
     assert sorted(path.name for path in (to / "html").glob("4*.html")) == ["41_once.html", "42_twice.html"]
     building.build(lessons, to, [42], overwrite=True)
     assert "return 2 * x" not in mine.read_text()
+    notebook = json.loads(mine.read_bytes())
+    notebook["cells"].append({"cell_type": "code", "metadata": {}, "source": "", "outputs": [],
+                              "execution_count": None, "id": "empty"})  # as Jupyter adds
+    mine.write_text(json.dumps(notebook))
+    assert building.build(lessons, to, [42]).kept == ()
+    notebook["cells"].insert(3, {"cell_type": "markdown", "metadata": {}, "source": "I predict 7.", "id": "mine"})
+    mine.write_text(json.dumps(notebook))
+    assert building.build(lessons, to, [42]).kept == (mine,) and "I predict 7." in mine.read_text()
     assert sorted(path.name for path in (to / "html").glob("4*.html")) == ["41_once.html", "42_twice.html"]
     assert sorted(path.name for path in to.iterdir()) == ["html", "solution", "student"]
 

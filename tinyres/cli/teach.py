@@ -50,7 +50,7 @@ def build_lessons(
     numbers: Annotated[list[int] | None, typer.Argument(metavar="[NN ...]", show_default=False, help="Only these "
                                                         "lessons. Default: all.")] = None,
     to: To = building.USUAL,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace student notebooks that hold answers, too.")
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace student notebooks that were worked in, too.")
                          ] = False,
     install: Install = "tinyres",
     lessons: Lessons = None,
@@ -59,7 +59,7 @@ def build_lessons(
 ) -> None:
     """Build student notebooks, executed solutions and pages in HTML. Needs the extra teach.
 
-    A student notebook that somebody has written answers into is kept.
+    A student notebook in which somebody has changed anything is kept.
     """
     found = _all(lessons)
     for number in numbers or ():
@@ -69,7 +69,7 @@ def build_lessons(
     _installable(install)
     built = building.build(found, to, numbers or (), overwrite, install, lambda line: setup.say(line, quiet))
     for path in built.kept:
-        setup.say(f"kept, as it holds answers (--overwrite replaces it): {path}", quiet)
+        setup.say(f"kept, as somebody worked in it (--overwrite replaces it): {path}", quiet)
     files = [str(path) for path in built.written]
     setup.report({"to": str(to), "written": files, "kept": [str(path) for path in built.kept]},
                  f"{len(files)} files in {to}; `tinyres teach serve{_unless(to)}` shows them", json)

@@ -79,6 +79,7 @@ def _answers(lesson: Lesson, theirs: Sequence[Cell]) -> tuple[dict[str, str], di
     answers: dict[str, str] = {}
     own: dict[int, list[str]] = {}
     waiting: list[str] = []
+    last = ""  # the exercise that was answered last
     for cell in codes:
         name = cell.grade_id if cell.grade_id in places else None
         if name is None and not cell.is_check:
@@ -91,8 +92,14 @@ def _answers(lesson: Lesson, theirs: Sequence[Cell]) -> tuple[dict[str, str], di
             answers[name] = "\n".join(filter(None, [answers.get(name, ""), _python(cell.source)]))
             own.setdefault(places[name], []).extend(waiting)
             waiting = []
+            last = name
         elif not cell.is_check and cell.grade_id is None and cell.source.strip() not in given:
             waiting.append(_python(cell.source))
+        elif cell.is_check and last:  # what stands between an answer and its check may be what the answer calls
+            own.setdefault(places[last], []).extend(waiting)
+            waiting = []
+    if last:
+        own.setdefault(places[last], []).extend(waiting)
     return answers, own
 
 

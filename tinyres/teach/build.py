@@ -16,7 +16,7 @@ USUAL = Path("build") / "lessons"
 
 @dataclass(frozen=True)
 class Built:
-    """What was written, and the student's notebooks that were kept, as they hold answers."""
+    """What was written, and the student's notebooks that were kept, as somebody has worked in them."""
 
     written: tuple[Path, ...]
     kept: tuple[Path, ...]
@@ -30,10 +30,10 @@ def build(lessons: Sequence[Lesson], to: Path, only: Collection[int] = (), overw
           install: str = colab.INSTALL, tell: Callable[[str], None] = lambda line: None) -> Built:
     """Build the lessons, or only those of some numbers, into the folder `to`; tell(line) before what takes long.
 
-    A student's notebook that holds answers is kept unless `overwrite`. install: what it installs on Colab. Pages of
-    lessons that are not built now are made anew from their solutions, where those are there and up to date. Raises
-    ModuleNotFoundError without the extra `teach`; ValueError for an `install` that will not do; RuntimeError for a
-    lesson whose code fails or whose page does not come out.
+    A student's notebook in which anything was changed is kept unless `overwrite`. install: what it installs on Colab.
+    Pages of lessons that are not built now are made anew from their solutions, where those are there and up to date.
+    Raises ModuleNotFoundError without the extra `teach`; ValueError for an `install` that will not do; RuntimeError for
+    a lesson whose code fails or whose page does not come out.
     """
     notebooks.need_extra(pages.NEEDS)
     chosen = [lesson for lesson in lessons if not only or lesson.number in only]
@@ -50,10 +50,11 @@ def build(lessons: Sequence[Lesson], to: Path, only: Collection[int] = (), overw
     for lesson in chosen:
         tell(f"lesson {lesson.number}: {lesson.title}, up to {lesson.seconds} seconds")
         path = student_notebook(to, lesson)
-        if path.exists() and not overwrite and notebooks.has_answers(path):
+        if path.exists() and not overwrite and notebooks.has_work(path):
             kept.append(path)
         else:
-            notebooks.write(colab.with_first_cell(pages.with_links(notebooks.student(lesson), target), install), path)
+            made = colab.with_first_cell(pages.with_links(notebooks.student(lesson), target), install)
+            notebooks.write(notebooks.handed_out(made), path)
             written.append(path)
         executed[lesson.name] = notebooks.solution(lesson)
         path = to / SOLUTION / f"{lesson.name}.ipynb"

@@ -43,9 +43,12 @@ def source(lesson: Lesson) -> Notebook:
 
 def student(lesson: Lesson) -> Notebook:
     """For the student: no outputs, and `raise NotImplementedError()` in place of each solution."""
-    notebook = _with_sources(source(lesson), lesson.student())
-    notebook.metadata["tinyres"]["handed_out"] = {cell.grade_id: digest(cell.source) for cell in lesson.student().cells
-                                                 if cell.is_solution and cell.grade_id}
+    return handed_out(_with_sources(source(lesson), lesson.student()))
+
+
+def handed_out(notebook: Notebook) -> Notebook:
+    """The notebook with a note of its cells as they are now, by which has_work knows what a learner has changed."""
+    notebook.metadata["tinyres"]["handed_out"] = [digest(cell.cell_type + cell.source) for cell in notebook.cells]
     return notebook
 
 
@@ -158,15 +161,15 @@ def write(notebook: Notebook, path: Path) -> None:
     write_atomically(path, (nbformat.writes(notebook) + "\n").encode())
 
 
-def has_answers(path: Path) -> bool:
-    """Whether a student's notebook holds something else in a solution cell than what was handed out; True if unsure."""
+def has_work(path: Path) -> bool:
+    """Whether a student's notebook has other cells than those that were handed out, empty ones apart: an answer, a
+    prediction, a note; True if unsure."""
     try:
-        handed_out = json.loads(path.read_bytes())["metadata"]["tinyres"]["handed_out"]
+        given = json.loads(path.read_bytes())["metadata"]["tinyres"]["handed_out"]
         cells = lessons.notebook_cells(path.read_bytes(), str(path))
+        return [digest(cell.kind + cell.source) for cell in cells if cell.source.strip()] != given
     except (ValueError, KeyError, TypeError):
         return True
-    found = [(cell.grade_id, digest(cell.source)) for cell in cells if cell.is_solution]
-    return sorted(found, key=str) != sorted(handed_out.items(), key=str)
 
 
 def digest(source: str) -> str:
