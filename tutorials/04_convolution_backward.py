@@ -283,7 +283,8 @@ figure
 # %% [markdown]
 # With stride 1 a pixel in the middle lies in R S windows, one at the edge in fewer, and padding makes up for a part.
 # With stride 2 and kernel 3 the counts alternate 1, 2 along each axis, and their products 1, 2, 4 make a chequered
-# pattern. With a stride larger than the kernel there are pixels that nobody reads: count 0, gradient 0.
+# pattern. (The last row and column break it: 8 is even, and the window that would be their second does not fit.) With a
+# stride larger than the kernel there are pixels that nobody reads: count 0, gradient 0.
 #
 # **The second question.** Let the numbers of g and of the weights be independent, with mean 0. Then dx is a sum of K
 # times count terms, each with a weight and a gradient of its own, so that variances add, and the variance of dx is
@@ -307,10 +308,9 @@ for count in (1, 2, 4):
 
 # %% [markdown]
 # So the 3x3 with stride 2 by which a ResNet halves passes a chequered gradient on, as long as its weights are random.
-# Odena, Dumoulin and Olah (2016,
-# *Deconvolution and checkerboard artifacts*) found the same pattern in images made by transposed convolutions, which
-# are this sum used forward. Their remedy is a kernel that the stride divides: with kernel 4 and stride 2 every pixel
-# in the middle lies in 4 windows.
+# Odena, Dumoulin and Olah (2016, *Deconvolution and checkerboard artifacts*) found the same pattern in images made by
+# transposed convolutions, which are this sum used forward. Their remedy is a kernel that the stride divides: with
+# kernel 4 and stride 2 every pixel in the middle lies in 4 windows.
 
 # %% [markdown]
 # ## A stride puts zeros between
@@ -426,7 +426,7 @@ plt.close(figure)
 figure
 
 # %% [markdown]
-# **We see** it: with zeros between, a larger stride saves nothing. **Why it differs** from the count:
+# **We see** it: with zeros between, a larger stride saves hardly anything. **Why it differs** from the count:
 # the count is of multiplications. Both ways also move memory. The first copies columns that are mostly zeros, the
 # second adds columns up, one kernel position after the other, with the channels innermost, which is quicker. At stride
 # 1 there are no zeros, and only that difference remains.

@@ -19,9 +19,9 @@
 # %% [markdown]
 # # Batch norm: three routes and two modes
 #
-# Every convolution of a ResNet is followed by a batch norm. It is four lines of code. But it is the one layer in which
-# the samples of a batch see each other, and so a value's gradient comes by three routes at once. Most wrong backward
-# rules that people write are right on one or two of them.
+# In the ResNets of 2015 a batch norm follows every convolution. It is four lines of code. But it is the one layer in
+# which the samples of a batch see each other, and so a value's gradient comes by three routes at once. Most wrong
+# backward rules that people write are right on one or two of them.
 #
 # **Afterwards you can** derive the gradient as a sum of three routes and say what each of them removes; name the
 # directions that it is orthogonal to; write the backward pass for images; keep running statistics, and say what is
@@ -394,7 +394,8 @@ figure
 # ## Running statistics: the right variance
 #
 # A batch's variance is taken around the batch's own mean, which lies closer to its values than the true mean does. So
-# it comes out too small on average. By how much? Let $m_0$ be the true mean and $\sigma^2$ the true variance. Then
+# it comes out too small on average. By how much? Let the values be independent, $m_0$ their true mean and $\sigma^2$
+# their true variance. Then, as $\sum_i (x_i - m_0) = M (\mu - m_0)$,
 #
 # $$v = \frac{1}{M} \sum_i (x_i - \mu)^2 = \frac{1}{M} \sum_i (x_i - m_0)^2 - (\mu - m_0)^2$$
 #
@@ -415,9 +416,10 @@ for M in (2, 4, 8, 32, 1024):
     print(f"{M:4} {v.mean():15.4f} {(M - 1) / M:13.4f} {v.mean() * M / (M - 1):11.4f}")
 
 # %% [markdown]
-# M counts all values of a channel, not the images: N H W. For ResNet-20 with 128 images of 32x32 it is 131,072 in the
-# first stage and 8,192 in the last, and the correction hardly matters. For a few images of 1x1, behind the last
-# pooling, it does.
+# M counts all values of a channel, not the images: N H W. (Neighbouring pixels are alike, not independent. The mean of
+# M of them scatters by more than $\sigma^2 / M$, and the correction is then too small.) For ResNet-20 with 128 images
+# of 32x32 it is 131,072 in the first stage and 8,192 in the last, and the correction hardly matters. For a few images
+# of 1x1, behind the last pooling, it does.
 #
 # ## Exercise: running statistics
 
@@ -518,8 +520,8 @@ except RuntimeError as error:
 # <details><summary>Answer</summary>
 #
 # It is 0: the two values always become 1 and -1, whatever they are. In the words of this lesson: two dimensions, and
-# the gradient is orthogonal to two directions. This is why a batch norm with very few values learns nothing, and why
-# checks want at least 8.
+# the gradient is orthogonal to two directions. So no layer before a batch norm with M = 2 learns anything, a gradient
+# check there compares 0 with 0, and the one of this lesson takes M of 8 and more.
 #
 # </details>
 #
@@ -529,8 +531,8 @@ except RuntimeError as error:
 # <details><summary>Answer</summary>
 #
 # The running statistics. With a momentum of 0.99 read as the share of the new batch they are those of the last batch;
-# with 0.001, or after a few batches only, they are still close to 0 and 1, where they started; or the training loop
-# never was in training mode. The weights are fine: the training accuracy says so.
+# with 0.001, or after a few batches only, they are still close to 0 and 1, where they started. The weights are fine:
+# the accuracy in training mode says so.
 #
 # </details>
 #

@@ -303,7 +303,7 @@ for name, scale in SCALES.items():
 
 # %% [markdown]
 # That answers the first question. Adding a vector of equal length at right angles makes $\sqrt{2}$ times as long, and
-# 50 such steps make $2^{25}$, 34 million: the branch grows along with its input. "7 times", $\sqrt{50}$, is what one
+# 50 such steps make $2^{25}$, 34 million: the branch grows along with its input. "7 times", $\sqrt{51}$, is what one
 # gets if the branch does *not* grow along, and that is what batch norm inside the branch does.
 #
 # How does it look along the network?
@@ -330,8 +330,8 @@ figure
 #
 # For $a = 1$ the typical growth of the activations lies below $2^{25}$. The theory is about the mean of a square, and a
 # mean is pulled up by the few networks that grow most. The growth is a product of 50 random factors; its logarithm is
-# a sum, and it is the *logarithm* that spreads evenly. The narrower the network, the more each factor scatters, so the
-# lower the typical one lies. **Predict**: what changes with a width of 400?
+# a sum, and it is the *logarithm* that scatters alike to both sides. The narrower the network, the more each factor
+# scatters, so the lower the typical one lies. **Predict**: what changes with a width of 400?
 
 # %%
 wide = over(6, partial(models.residual_mlp, depth=L, width=400))
@@ -348,6 +348,9 @@ above = measured["a = 1"][0][0, -1]
 print(f"seed 0 by the library's instrument: {instrument.growth:.6g}, above: {above:.6g}")
 
 # %% [markdown]
+# With a width of 400 the highest and the lowest lie much closer together, and the typical network close to the theory.
+# On which side of it, six seeds cannot say.
+#
 # ### Where does it end?
 #
 # float32 holds numbers up to about $2^{128}$. **Predict** the block at which a network with $a = 1$ overflows.
@@ -370,8 +373,8 @@ print(f"the first overflow is in block {number}; 2^(L/2) reaches 2^128 at L = 25
 #
 # What counts is $a^2 L$. If $a$ is a constant, even a small one, depth wins in the end: $a = 0.1$ is harmless for 50
 # blocks, and makes 145 times as much over 1,000. If $a = 1/\sqrt{L}$ then $a^2 L = 1$, and lengths grow by less than
-# $\sqrt{e} = 1.65$, **whatever the depth**. The 0.1 that
-# Szegedy et al. (2016) found by trying is $1/\sqrt{L}$ for 100 blocks.
+# $\sqrt{e} = 1.65$, **whatever the depth**. Szegedy et al. (2016) found 0.1 to 0.3 by trying: $1/\sqrt{L}$ is 0.1 for
+# 100 blocks, and 0.3 for 11.
 #
 # ## Exercise 2: a scale for a depth
 #
@@ -654,7 +657,8 @@ for name, reading in READINGS.items():
     print(f"    all weights 0: y is {one_of(out, x=where)}, the gradient {one_of(back, g=g)}")
 
 # %% [markdown]
-# Only the four-step reading has the identity in it. In the other two, blocks whose weights are small pass nothing.
+# Only the four-step reading has the identity in it. In the other two, what a block passes on shrinks with its
+# weights, to nothing where they are 0.
 #
 # **Predict** what depth makes of it: stack 1, 2, 4, 8, 16 of them. The left panel shows the gradient that reaches the
 # first block. The right one shows what remains of it if the weights of all $L$ are set to 0: that is what comes along
@@ -725,7 +729,7 @@ figure
 # ## Starting from a = 0
 #
 # If $a = 0$ a block is the identity, $y = x$, and a network of any depth passes activations and gradients unchanged.
-# Nothing can be better for a start. But does it learn? From the first section:
+# No size can explode or vanish at the start. But does it learn? From the first section:
 #
 # $$g_a = \langle g, F(x)\rangle \qquad\qquad g_W = a \cdot (\ldots)$$
 #
@@ -751,7 +755,7 @@ BLOCKS = {
 }
 BLOCKS["Fixup"].zero_branch_()
 BLOCKS["zero gamma"].zero_branch_()
-positive = tr.tensor(np.abs(where).astype("float32"))
+positive = tr.tensor(np.abs(where).astype("float32"))  # a ReLU after the addition leaves it as it is
 for name, block in BLOCKS.items():
     optimizer = optim.SGD(block.parameters(), lr=0.01)
     for step in (1, 2):
@@ -888,8 +892,8 @@ figure
 # ## For the teacher
 #
 # - **Time**: first two questions 5 minutes, block on paper and stepper 20, exercise 1 15, growth 20, exercise 2 10,
-#   shattering 5, exercise 3 and readings 15. Without exercise 2 and shattering it fits into 60.
-# - **Before the run**, let everyone write down the answers to the two questions. The tempting one is $\sqrt{50}$: that
+#   shattering 5, exercise 3 and readings 15. Without exercises 2 and 3, shattering and readings it fits into 60.
+# - **Before the run**, let everyone write down the answers to the two questions. The tempting one is 7 times: that
 #   is right for branches that do not grow with their input. It is the best way into the role of batch norm.
 # - **Common wrong answers.** Exercise 1: $a$ in front of both parts ("a scales the block"); $a$ missing backwards ("a
 #   constant only matters forwards"); `g += ...`, which is right in its numbers and wrong for whoever holds the same

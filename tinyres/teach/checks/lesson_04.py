@@ -220,6 +220,7 @@ def _backward(answer: Callable[..., Any], rng: np.random.Generator, x_shape: Sha
                             "the shapes of G, X and W beside the three products.") from error
     right = differences(g, x, w, *steps)
     _check_three(call, given, right)
+    given = [np.asarray(array) for array in given]
     for name, array, old in zip("gxw", (g, x, w), before, strict=True):
         if not np.array_equal(array, old):
             raise Misconception("changes-its-input", f"{call}: afterwards {name} holds other numbers. It belongs to "

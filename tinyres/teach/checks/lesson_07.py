@@ -79,7 +79,7 @@ def residual_backward(answer: Callable[..., Any]) -> None:
 def _residual_case(answer: Callable[..., Any], a: float, g: np.ndarray, branch: Branch, where: str) -> None:
     given, kept = g.copy(), branch.f.copy()
     found = answer(given, a, kept, branch.vjp)
-    if not isinstance(found, tuple) or len(found) != 2:
+    if not isinstance(found, (tuple, list)) or len(found) != 2:
         raise Misconception("not-two-gradients", f"residual_backward gave {type(found).__name__}, expected the pair "
                             "(dx, da): the loss depends on x and on a.")
     if not np.array_equal(given, g) or not np.array_equal(kept, branch.f):
@@ -216,7 +216,7 @@ def _scale_means(a: float, depth: int, growth: float, s: float) -> tuple[str, st
         (grown(1 + a * a, depth), growth, "s-ignored", "Yours is right for s = 1. Here |F(x)|^2 is s |x|^2."),
         (grown(1 + a * a / s, depth), growth, "s-upside-down", "With 1/s for s it would be right. Must a branch that "
          "is larger be scaled by more or by less?"),
-        (math.exp(depth * a * a * s / 2), growth, "first-order", "Yours takes ln(1 + t) for t. That is close where a "
+        (depth * a * a * s / 2, math.log(growth), "first-order", "Yours takes ln(1 + t) for t. That is close where a "
          "is small, but the equation can be solved exactly."),
         (grown(1 + a * a * s, 1), growth, "depth-ignored", "With yours one block alone grows by that much."),
         (a * a * depth, 1.0, "always-one-over-root-depth", "Yours is 1/sqrt(depth), which keeps the growth below "
