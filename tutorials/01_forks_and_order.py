@@ -75,9 +75,16 @@ print(f"kernel set: {kernels.current()}, plain NumPy, nothing to compile")
 # $$g_x = J^\top g_y .$$
 #
 # That is the whole chain rule. An op need not build $J$. It needs a **rule** that turns $g_y$ into $J^\top g_y$. For
-# $y = \tanh(x)$ the matrix is diagonal, and the rule is a product element by element. For $y = W x$ it is $W^\top g_y$.
+# $y = \tanh(x)$ the matrix is diagonal, and the rule is a product element by element.
+#
 # An op with two inputs has two matrices, and its rule returns two gradients. We call them its **contributions**, for a
-# reason that will be clear in a moment.
+# reason that will be clear in a moment. For a product $y = W x$ of two matrices they are
+#
+# $$g_x = W^\top g_y, \qquad g_W = g_y\, x^\top .$$
+#
+# The first moves $x$: $\langle g_y, W\delta \rangle = \langle W^\top g_y, \delta \rangle$. The second moves $W$ by
+# $\delta$, and $y$ by $\delta x$: $\langle g_y, \delta x \rangle = \sum_{ijk} (g_y)_{ik}\, \delta_{ij}\, x_{jk} =
+# \langle g_y\, x^\top, \delta \rangle$.
 #
 # ## An engine on one screen
 #
@@ -254,6 +261,11 @@ print(f"three ops: engine and finite differences differ by at most {difference:.
 # 3. The ReLU lets through what belongs to a positive $a$: $g_a = \begin{pmatrix} 1 & -1 \\ -2 & 0 \end{pmatrix}$.
 # 4. The first product brings to $x$: $W_1^\top g_a = \begin{pmatrix} 1 & 1 \\ 3 & -1 \end{pmatrix}$.
 #
+# Each product brings a gradient to its weight, too:
+#
+# $$g_{W_2} = g_F\, h^\top = \begin{pmatrix} 1 & -3 \\ 1 & -6 \end{pmatrix} \qquad
+# g_{W_1} = g_a\, x^\top = \begin{pmatrix} -3 & -3 \\ 4 & 2 \end{pmatrix}$$
+#
 # **Predict.** Two gradients have come to $x$ now: $V$ along the shortcut, and $W_1^\top g_a$ through the branch. What
 # is the gradient of $x$? Write down four numbers. Then let the engine for chains say what it thinks.
 
@@ -313,11 +325,13 @@ print("finite differences:   ", right.round(6).tolist())
 along_shortcut, through_branch = Tensor(VALUES["x"]), Tensor(VALUES["x"])
 W1, W2, V = (Tensor(VALUES[name]) for name in ("W1", "W2", "V"))
 overwriting(Sum.apply(V * (along_shortcut + W2 @ Relu.apply(W1 @ through_branch))))
+print("the weights, W2 and W1:", W2.grad.tolist(), W1.grad.tolist())
 total = along_shortcut.grad + through_branch.grad
 print("along the shortcut:", along_shortcut.grad.tolist())
 print("through the branch:", through_branch.grad.tolist())
 print("their sum:         ", total.tolist(), "= what finite differences say")
-assert (total == GRADIENTS["x"]).all()  # worked out on paper, in tinyres/stepper/example.py
+for name, array in (("x", total), ("W2", W2.grad), ("W1", W1.grad)):
+    assert (array == GRADIENTS[name]).all()  # worked out on paper, in tinyres/stepper/example.py
 
 # %% [markdown]
 # In the first element the two cancel: $-1 + 1 = 0$. Remember it; we come back to it.
@@ -432,7 +446,7 @@ for event in z.backward_steps():
 # Both cures, for four blocks. Circles are the tensors between the blocks, squares the branches. **Predict** the numbers
 # in the upper row before you look: how often does each tensor get something?
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Four blocks, twice. Above: visits 16, 8, 4, 2, 1 and 8, 4, 2, 1. Below: each place once."}}
 depth = 4
 tensors, branches, w = [Tensor(1.0)], [], Tensor(0.1)
 their_tensors, their_branches = [tr.tensor(1.0, "float64", requires_grad=True)], []
@@ -517,7 +531,7 @@ print(f"""
 54 blocks, as ResNet-110 has: path by path, at {per_rule * 1e6:.1f} microseconds a rule,
            {years:,.0f} years""")
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Rules against blocks: one engine doubles per block. Gradients: overwriting falls as 0.1^n."}}
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 styles = ({"linestyle": ":", "markersize": 11, "markerfacecolor": "none"}, {"linestyle": "--", "markersize": 7},
           {"linestyle": "-", "markersize": 5})
@@ -637,7 +651,7 @@ print("0.1 x + x:", round(gradient_at_the_beginning(backward, 4, shortcut_first=
 # | `self.a, self.b = a, b` | `self.save(a, b)` | what is kept can be listed, counted, checked for changes, and freed |
 # | `rule` | `contributions` | it checks shapes, and leaves out inputs that want no gradient |
 # | counting uses, then visiting | `graph.topological_order` | the same two passes (Kahn 1962) |
-# | `source.grad + part`, a new array | `_contribute` | it adds in place, where the array is the walk's own |
+# | `x.grad + g`, a new array | `_contribute` | it adds in place, where the array is the walk's own |
 # | the loop | `walk`, a generator of events | stepper, hooks and instruments watch the one walk |
 #
 # ## Traps of the field
@@ -761,7 +775,7 @@ print(f"against the first term: {100 * np.mean(against):.1f} % of the elements "
 print(f"smallest |g_0| / |g_L|: of an element {min(elements):.1e}, "
       f"of a sample {min(samples):.2f}, of a batch {min(batches):.2f}")
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"image": {"alt": "The smallest ratio of each of 50 seeds: of elements near 0, of samples about 1, of batches 3."}}
 figure, axes = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
 rows = {"one element": elements, "one sample (16 elements)": samples, "the batch (1,024 elements)": batches}
 for place, (values, marker) in enumerate(zip(rows.values(), MARKERS, strict=False)):
@@ -815,7 +829,8 @@ figure
 # <details><summary>Answer</summary>
 #
 # The activation waits for a consumer that the root does not lead to. Its count never comes to zero, it is never
-# visited, and everything before it gets no gradient at all. Uses must be counted from the root.
+# visited, and nothing from which it was made is ever complete: weights and blocks before it get a part of their
+# gradient, or none. Uses must be counted from the root.
 #
 # </details>
 #

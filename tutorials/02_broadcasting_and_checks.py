@@ -304,9 +304,9 @@ figure
 # $$\frac{\mathrm{relu}(x+h) - \mathrm{relu}(x-h)}{2h} = \frac{x + h - 0}{2h} = \frac{1}{2} + \frac{x}{2h}
 # \qquad \text{for } -h \le x \le h$$
 #
-# That is neither 0 nor 1, and a smaller step does not change it: it only makes the zone narrower. How often does
-# it happen? ResNet-20 applies n = 188,416 ReLUs to each image of 32x32. If their inputs are normally distributed and
-# each moves by h, then $n \cdot 2h / \sqrt{2\pi}$ of them switch: the width of the zone, times the density at 0.
+# That is neither 0 nor 1, and a smaller step does not change it: it only makes the zone narrower. How often does it
+# happen? ResNet-20 applies n = 188,416 ReLUs to each image of 32x32. If their inputs are standard normal and each
+# moves by h, then $n \cdot 2h / \sqrt{2\pi}$ of them switch: the width of the zone, times the density at 0.
 #
 # **Predict.** With h = 1e-5, in one image: none, one or two, or hundreds?
 
@@ -425,8 +425,8 @@ print("! where the check finds the rule wrong")
 # With ones, three of the four wrong rules pass. That is the answer to the question at the beginning: the outputs
 # were summed. With random numbers all four are found.
 #
-# **Draw the upstream gradient at random.** Then a mistake stays unseen only if it happens to be orthogonal to what was
-# drawn, and the probability of that is 0.
+# **Draw the upstream gradient at random.** Then a mistake that shows at this x at all stays unseen only if it happens
+# to be orthogonal to what was drawn, and the probability of that is 0.
 
 # %% [markdown]
 # ## How close is close?
@@ -450,9 +450,9 @@ print(f"claimed 0, measured {n:.1e}: relative error 1")
 print(f"what rounding can do to the difference, eps ||g|| ||y|| / h: {noise:.1e}")
 
 # %% [markdown]
-# So allow both: $\left|a - n\right| \le 10^{-6} \left|n\right| + 10\, \varepsilon\, \|g\|\, \|y\| / h$. The second term
-# is the left arm of the V, and it is nothing that we choose: it follows from the step and the size of f. (The factor 10
-# is there because f rounds more than once.)
+# So allow both: $\left|a - n\right| \le 10^{-6} \left|n\right| + 10\, \varepsilon\, \|g\|\, \|y\| / h$. The second
+# term is the left arm of the V, and it is nothing that we choose: it follows from the step and the size of f. (It is
+# twice the bound that we found, and ten times that, because f rounds more than once.)
 #
 # The last trap is NumPy's. `np.allclose` broadcasts. A gradient of shape (1, 3) is "close" to one of shape (3,), and an
 # optimizer that subtracts it turns the bias into a (1, 3) array. Compare shapes first.
@@ -527,8 +527,9 @@ for omega in (1.0, 30.0):
 
 # %% [markdown]
 # With the right scale both reach the same error, relative to the slope. With x for $x_c$ the fast one does not: its
-# step is 30 times too large, and its error about $30^2$ times as large. **Why it differs:** the error does not depend
-# on how large x is, but on how fast f bends. Large weights make a network bend fast, and then 1e-5 is too large a step.
+# step is 30 times too large, and its error about $30^2$ times as large. **Why it differs:** as x + h is exact here,
+# the error does not depend on how large x is, but on how fast f bends. Large weights make a network bend fast, and
+# then 1e-5 is too large a step.
 
 # %% [markdown]
 # ## Three questions
@@ -553,14 +554,14 @@ for omega in (1.0, 30.0):
 #
 # </details>
 #
-# **3.** A check in float64 with h = 1e-5 gives a relative error of 0.03 %. With h = 1e-4 it is the same, and with
-# h = 1e-6, too. Is the rule right?
+# **3.** f is smooth at x. A check in float64 with h = 1e-5 gives a relative error of 0.03 %. With h = 1e-4 it is the
+# same, and with h = 1e-6, too. Is the rule right?
 #
 # <details><summary>Answer</summary>
 #
 # No. The error of a difference depends on the step: by a factor of 100 on the right arm of the V, by 10 on the left
-# one. An error that does not depend on it is not the difference's. Changing h is the cheapest way to tell a wrong rule
-# from a bad measurement.
+# one. An error that does not depend on it is not the difference's. (At a kink it might be.) Changing h is the cheapest
+# way to tell a wrong rule from a bad measurement.
 #
 # </details>
 

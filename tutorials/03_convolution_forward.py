@@ -19,8 +19,8 @@
 # %% [markdown]
 # # Convolution forward: loops to im2col
 #
-# A convolution is defined by seven nested loops. Nobody runs it that way: it is turned into one product of two
-# matrices. This lesson goes from the loops to the product, and loses nothing on the way.
+# A convolution is defined by seven nested loops. As they stand they are slow. The classic way out is to turn them into
+# one product of two matrices. This lesson goes from the loops to the product, and loses nothing on the way.
 #
 # **Afterwards you can** compute the output size of a convolution and say what it leaves unread; lay out all windows of
 # an image without copying; write the convolution as a matrix product; say what that costs.
@@ -178,7 +178,7 @@ lesson_03.output_size(output_size)
 # %% [markdown]
 # ### What is left over
 #
-# **Predict.** A 3x3 kernel with stride 2 and padding 1, the one by which every ResNet halves its image. How many
+# **Predict.** A 3x3 kernel with stride 2 and padding 1, by which the blocks of a ResNet-18 halve their image. How many
 # windows are there for 7 rows, and for 8? Is there a row that no window reads?
 
 # %% mystnb={"image": {"alt": "Windows of a 3x3 kernel, stride 2, on 7 and 8 rows: of 8, the last padding is unread."}}
@@ -211,8 +211,8 @@ figure
 # that goes the other way, a transposed convolution, must be told which of them is meant (`output_padding`).
 
 # %% [markdown]
-# > **Check the claim.** The article that this library grew out of asks that the size be "an integer multiple" of the
-# > stride. It need not be: the formula has a floor. How often would the demand be met?
+# > **Check the claim.** The article that this library grew out of calls the output size "an integer multiple", as if
+# > the division always came out even. It need not: the formula has a floor. How often does it?
 
 # %%
 even = total = 0
@@ -246,8 +246,8 @@ for kernels_of_block in ([1, 2, 3, 4], [1, 3, 5, 7]):
 # %% [markdown]
 # A branch that ends with another size than it began cannot be added to its shortcut.
 #
-# > **Check the claim.** "The right branch keeps the shape of its input": then the block fails as soon as the left
-# > branch has stride 2. Stride and channels of both must agree.
+# > **Check the claim.** In the article the right branch keeps the shape of its input. Then the block fails as soon as
+# > the left branch has stride 2. Stride and channels of both must agree.
 
 # %%
 x = tr.tensor(np.ones((1, 4, 32, 32)))
@@ -432,7 +432,7 @@ tr.step(numbers)
 # %% [markdown]
 # ## What it costs
 #
-# Let us count. The image has N C H W numbers. X has N P Q C R S: with stride 1 and padding, R S times as many. Each of
+# Let us count. The image has N C H W numbers. X has N P Q C R S: if P = H and Q = W, R S times as many. Each of
 # its numbers is copied once, and is then multiplied K times, once for each filter:
 #
 # $$\frac{\text{multiply-adds}}{\text{numbers copied}} = \frac{N P Q\,C R S\,K}{N P Q\,C R S} = K.$$
@@ -507,8 +507,8 @@ figure
 # stays as it is, and the product grows beside it. In the first two, both grow.
 #
 # The count is not the whole truth, as the shares show. A larger kernel is copied a little more cheaply per number, as
-# each row of a window is a longer run of neighbours in memory. And k = 1 needs hardly any copying: one pixel for
-# each row of X.
+# each row of a window is a longer run of neighbours in memory. And k = 1 is cheap: X is no larger than the
+# image, and its rows are the pixels, one each, in another order of memory.
 #
 # **Predict.** The first stage of a ResNet-20 on CIFAR: a batch of 128, 16 channels, 32x32, float32. How many
 # megabytes has the image, and how many has X?
@@ -564,9 +564,10 @@ for channels in (16, 128):
 #
 # <details><summary>Answer</summary>
 #
-# To be a view, the joined axes (n, p, q) would need a single stride, so the address would have to grow by the same
-# amount from the last window of a row to the first of the next. Windows overlap, so it does not. A special case is one
-# window for the whole image: P = Q = 1, R = H, S = W. Then X is x itself, laid out as N rows.
+# To be a view, the joined axes (c, r, s) would need a single stride, and (n, p, q) one, too. From one s to the next the
+# address grows by $a_W$ (dilation 1), from the last s of a kernel row to the first of the next row by $a_H - (S - 1)\,
+# a_W$. These are the same only if $a_H = S\,a_W$: the kernel is as wide as the padded image. A special case is one
+# window for the whole image: P = Q = 1, R = H, S = W, no padding. Then X is x itself, laid out as N rows.
 #
 # </details>
 #
@@ -584,6 +585,6 @@ for channels in (16, 128):
 # > the cost. Draw the table of addresses on the board and let the class find the six strides; who has them has the
 # > lesson. Common wrong answers: `output_size` without the last + 1, with the padding counted once, with dilation
 # > times k instead of k - 1, by `/` instead of `//`; `im2col` with stride and dilation exchanged, with r and s
-# > exchanged (found only where kernel or image are not square), with strides in elements instead of bytes, as a copy.
-# > Who copies has the right numbers and has missed the point: ask how many bytes the array would take for the batch
-# > of 128. The times depend on the machine; which curves rise and which stay flat should not.
+# > exchanged (found only where kernel or image are not square), with strides in elements instead of bytes or calculated
+# > from the shape, as a copy. Who copies has the right numbers and has missed the point: ask how many bytes the array
+# > would take for the batch of 128. The times depend on the machine; which curves rise and which stay flat should not.

@@ -129,6 +129,7 @@ def im2col(answer: Callable[..., Array]) -> None:
         _windows(answer, rng, *geometry)
     for geometry in random_geometries(rng, 50):
         _windows(answer, rng, *geometry)
+    _other_memory(answer, rng)
     print(f"im2col: right on {len(STAGES)} chosen and 50 random geometries, no number copied")
 
 
@@ -156,10 +157,27 @@ def window_numbers(x: Array, kernel: tuple[int, int], stride: int, padding: int,
     return windows
 
 
+def _other_memory(answer: Callable[..., Array], rng: np.random.Generator) -> None:
+    """Numbers of 4 bytes, then pixels in another order of memory: who calculates strides from the shape is wrong."""
+    for what, dtype, channels_last in (("numbers of 4 bytes", "float32", False),
+                                       ("the channels innermost in memory", "float64", True)):
+        try:
+            _windows(answer, rng, (2, 3, 6, 5), (3, 2), 2, 0, 1, dtype, channels_last)
+        except Misconception as error:
+            if error.tag.startswith("copies"):
+                raise
+            raise Misconception("assumes-the-memory", f"Right on all images of 8-byte numbers, row after row. This x "
+                                f"has {what}: {error.message}\nNot every array lies in memory alike. Which attribute "
+                                "of an array says how this one does?") from error
+
+
 def _windows(answer: Callable[..., Array], rng: np.random.Generator, x_shape: tuple[int, ...],
-             kernel: tuple[int, int], stride: int, padding: int, dilation: int) -> None:
+             kernel: tuple[int, int], stride: int, padding: int, dilation: int, dtype: str = "float64",
+             channels_last: bool = False) -> None:
     """One geometry. The memory is looked at before a number is read: a wrong view may lie outside of it."""
-    x = rng.permutation(np.arange(1.0, 1 + np.prod(x_shape))).reshape(x_shape)
+    x = rng.permutation(np.arange(1.0, 1 + np.prod(x_shape))).reshape(x_shape).astype(dtype)
+    if channels_last:
+        x = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
     before = x.copy()
     right = window_numbers(x, kernel, stride, padding, dilation)
     call = f"im2col of x {x_shape}, kernel {kernel}, stride {stride}, padding {padding}, dilation {dilation}"
