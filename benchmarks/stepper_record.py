@@ -19,6 +19,7 @@ import numpy as np
 import tinyres as tr
 from tinyres import models
 from tinyres.analysis.machine import cpu_name
+from tinyres.stepper import passes
 from tinyres.stepper import trace as recorder
 from tinyres.stepper.observe import Observer
 
@@ -53,7 +54,7 @@ def one_round(run: object) -> dict[str, float]:
     del loss
     timed(found, "record", lambda: recorder.record(run))
     seen = Observer()
-    loss = recorder.forward(run, seen)
+    loss = passes.forward(run, seen)
     parts = recorder.Trace("", float(loss.data), "", "", True, {})
     recorder.prepare(parts, seen, loss)
     timed(found, "recorded backward", lambda: recorder.backward(parts, seen, loss, False))

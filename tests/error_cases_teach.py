@@ -29,6 +29,12 @@ def _(folder):
     return lessons(folder, "check 42 mine.ipynb"),
 
 
+@case("A folder in place of answers", 2, "FILE", "mine is a folder", fix="name a file")
+def _(folder):
+    (folder / "mine").mkdir()
+    return lessons(folder, "check 42 mine"),
+
+
 @case("Answers in a file of another kind", 2, "FILE", "mine.txt", fix="a name that ends in .ipynb or .py")
 def _(folder):
     (folder / "mine.txt").write_text("")

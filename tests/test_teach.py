@@ -262,6 +262,17 @@ def test_a_function_of_ones_own_may_stand_below_the_answer_that_calls_it(tmp_pat
     assert {name: verdict.kind for name, verdict in found.items()} == {"double": "right", "halve": "right"}
 
 
+def test_commands_of_a_notebook_in_an_answers_cell_do_no_harm(tmp_path):
+    source = "%matplotlib inline\n!ls\nfiles = !ls\nn = %time 1\n" + RIGHT["double"]
+    assert graded_double(tmp_path, source).kind == "right"
+
+
+def test_a_misconception_of_the_learners_own_is_a_failure_like_another(tmp_path):
+    found = graded_double(tmp_path, "from tinyres.teach import Misconception\ndef double(x):\n"
+                                    "    raise Misconception(object(), 'mine')")
+    assert found.kind != "right" and "mine" in found.says and "os._exit" not in found.says
+
+
 def test_files_of_python_are_read_too(tmp_path):
     path = tmp_path / "mine.py"
     solved = TEXT.replace("    ### BEGIN SOLUTION\n", "").replace("    ### END SOLUTION\n", "")

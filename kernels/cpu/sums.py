@@ -2,7 +2,7 @@
 
 The stepper describes thousands of arrays, and an instrument that takes longer than what it watches is put away. NumPy
 reads an array anew for each number, and converts it to float64 for an exact sum; here one thread takes 44 microseconds
-for the three numbers of 1 MiB of float32, and NumPy 5 times as long.
+for the three numbers of 1 MiB of float32, and NumPy seven times as long.
 
     for each piece of 4096 elements:            its three sums are written down
         for each element: three additions       in float64, in vectors

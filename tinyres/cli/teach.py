@@ -96,7 +96,8 @@ def check_answers(
     if file is None and usual.is_file():
         file = usual
     if file is not None and not file.is_file():
-        raise typer.BadParameter(f"{file} is not there; check the path.", param_hint="FILE")
+        what = "is a folder; name a file" if file.is_dir() else "is not there; check the path"
+        raise typer.BadParameter(f"{file} {what}.", param_hint="FILE")
     with setup.option("FILE"):
         report = checking.grade_file(lesson, file, limit)
     setup.report(report.as_dict() | {"file": None if file is None else str(file)}, "", True) if json else _show(report,

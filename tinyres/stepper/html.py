@@ -57,6 +57,7 @@ def as_json(data: Any) -> str:
 
 @cache
 def script() -> str:
+    """The three scripts as one function that is called at once, so that they share names with nobody."""
     return "(() => {\n\"use strict\";\n" + "\n".join(map(_text, SCRIPTS)) + "})();\n"
 
 
@@ -70,6 +71,7 @@ def stylesheet() -> str:
 
 @cache
 def policy() -> str:
+    """The Content-Security-Policy: this one script and this one style, by their hashes, and nothing from elsewhere."""
     return (f"default-src 'none'; script-src {_source(script())}; style-src {_source(stylesheet())}; "
             "base-uri 'none'; form-action 'none'")
 

@@ -6,72 +6,20 @@ end. Nothing of the computation changes. Of arrays only summaries are kept, unle
 
 from __future__ import annotations
 
-import functools
-import os
-import sys
 import weakref
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from tinyres.graph import topological_order
 from tinyres.models.blocks import Block
 from tinyres.nn import Module, Parameter
 from tinyres.state import state
+from tinyres.stepper.call_site import call_site
 from tinyres.stepper.difference import input_names
 from tinyres.stepper.schema import SHORTCUT, Input, Node
+from tinyres.stepper.seen import BlockCall, Call, Scope
+from tinyres.stepper.short import described
 from tinyres.stepper.summarise import first_channels, summarise
 from tinyres.tensor import Tensor
-
-_PACKAGE = Path(__file__).resolve().parents[1]
-_SHOWN = (*(str(_PACKAGE / part) + os.sep for part in ("models", "analysis", "cli", "teach")),
-          str(_PACKAGE / "stepper" / "example.py"))  # they use the engine, as a user's file does
-_OURS = (str(_PACKAGE) + os.sep, str((_PACKAGE / "kernels").resolve()) + os.sep)
-
-
-@dataclass(eq=False)
-class Scope:
-    """A module, or a fused op that runs as its parts, while it runs. number: of the call among all."""
-
-    number: int
-    name: str
-    type: str
-    module: Module | None
-    layer: bool               # it has no modules inside
-    root: bool = False
-
-
-@dataclass(eq=False)
-class BlockCall:
-    """A residual block while it runs. fork: id of the tensor at which shortcut and branch part; on_shortcut: ids of the
-    nodes behind the shortcut, before the join; handle: what stands for the fork where the shortcut is an identity."""
-
-    name: str
-    block: Block
-    fork: int | None = None
-    join: int | None = None
-    on_shortcut: set[int] = field(default_factory=set)
-    handle: Any = None
-    nodes: list[int] = field(default_factory=list)
-
-
-@dataclass(eq=False)
-class Call:
-    """An op that ran: its node in the trace, and what the recorder must know of it beyond that."""
-
-    node: Node
-    function: Any
-    scope: Scope | None            # the layer that it counts to, None outside of layers
-    block: BlockCall | None
-    on_shortcut: bool
-    arrays: tuple[Any, ...] = ()   # of the inputs, where they are held
-    result: Any = None             # and what the op made
-    picture: Any = None            # of an image batch, the first image's first channels
-    root_done: bool = False        # the network had returned before
-    called: str = ""               # which function of the library the user's line called, and which call that was
-    site: int = 0
 
 
 class Observer:
@@ -105,7 +53,6 @@ class Observer:
         self.paths: dict[int, str] = {}
         self.known_roots: set[int] = set()
         self.given: set[int] = set()            # what networks were called with, by identity
-        self.roots_done = 0
 
     # --- modules ------------------------------------------------------------------------------------------------------
 
@@ -121,7 +68,7 @@ class Observer:
             self._meet(module)
         name = self.paths.get(id(module), "")
         layer = not any(True for _ in module.children())
-        self.scopes.append(Scope(self.modules, name, type(module).__name__, module, layer, root))
+        self.scopes.append(Scope(self.modules, name, type(module).__name__, module, layer))
         if self.running and module is self.running[-1].block.shortcut and args and isinstance(args[0], Tensor):
             self.running[-1].fork = self.id_of(args[0])
         if isinstance(module, Block):
@@ -139,9 +86,7 @@ class Observer:
     def leave(self, module: Any, result: Any) -> Any:
         """It ends. An identity on a shortcut returns the very tensor that the branch also uses; another handle of the
         same node tells the two apart, and changes nothing else."""
-        scope = self.scopes.pop()
-        if scope.root:
-            self.roots_done += 1
+        self.scopes.pop()
         if isinstance(module, Block):
             self.running.pop()
         if self.running and module is self.running[-1].block.shortcut and isinstance(result, Tensor):
@@ -200,8 +145,7 @@ class Observer:
                     str(result.dtype), module, within.type if within else "", block.name if block else "", line,
                     {key: described(value) for key, value in function.params.items()}, inputs=sources)
         self.nodes.append(node)
-        call = Call(node, function, layer, block, shortcut, called=called, site=site,
-                    root_done=self.roots_done > 0 and not self.scopes)
+        call = Call(node, function, layer, block, shortcut, called=called, site=site)
         self.calls[node.id] = call
         if block is not None:
             block.nodes.append(node.id)
@@ -257,12 +201,8 @@ class Observer:
             return True
         behind = [s.route == SHORTCUT or s.source in block.on_shortcut for s in sources if s.source is not None]
         others = [s for s, short in zip((s for s in sources if s.source is not None), behind, strict=True) if not short]
-        return any(behind) and all(self.nodes[int(s.source or 0)].kind != "op" or self._apart(block, int(s.source or 0))
-                                   for s in others)
-
-    def _apart(self, block: BlockCall, source: int) -> bool:
-        """Whether a node does not come from the block's fork by its branch, like a learned scale."""
-        return source not in block.nodes
+        return any(behind) and all(self.nodes[s.source].kind != "op" or s.source not in block.nodes  # a learned scale
+                                   for s in others if s.source is not None)
 
     def cut(self, name: str, source: Tensor, result: Tensor) -> None:
         """detach(): the values go on, the gradient does not."""
@@ -336,39 +276,3 @@ class Observer:
         self.leaves[node.id] = x
         self._bind(x, edge, node.id)
         return node.id
-
-
-def described(value: Any) -> str:
-    """A number, option or plain array in a few characters."""
-    if isinstance(value, np.ndarray) or hasattr(value, "strides"):
-        return f"{value.dtype} {tuple(value.shape)}" if value.ndim else f"{value:g}"
-    if isinstance(value, (tuple, list)):
-        inside = ", ".join(described(v) for v in value)
-        return f"({inside})" if len(inside) <= 60 else f"{len(value)} values"
-    if isinstance(value, slice):
-        ends = ("" if v is None else str(v) for v in (value.start, value.stop, value.step))
-        return ":".join(ends).rstrip(":") or ":"
-    text = f"{value:g}" if isinstance(value, float) else getattr(value, "__name__", None) or str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def call_site() -> tuple[str, str, int]:
-    """Where the innermost frame outside the engine stands (the library's own networks count as outside), which function
-    of the engine it called, and a number that tells that call from others."""
-    frame, inner = sys._getframe(1), None
-    while frame is not None:
-        path = frame.f_code.co_filename
-        where = _place(path)
-        if where:
-            name = inner.f_code.co_name if inner is not None else ""
-            return f"{where}:{frame.f_lineno}", name, id(inner) ^ frame.f_lasti
-        frame, inner = frame.f_back, frame  # type: ignore[assignment]
-    return "", "", 0
-
-
-@functools.cache
-def _place(path: str) -> str:
-    """How a file outside of the engine is shown, "" for one of the engine's."""
-    if path.startswith(_SHOWN):
-        return os.path.relpath(path, _PACKAGE.parent).replace(os.sep, "/")
-    return "" if path.startswith(_OURS) else os.path.basename(path)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinyres.kernels.layout import array_module
+from tinyres.analysis.untouched import host
 from tinyres.stepper import difference
 from tinyres.stepper.observe import Observer
+from tinyres.stepper.passes import events, forward
 from tinyres.stepper.schema import Check, Node
 from tinyres.tensor import Tensor
 
@@ -25,10 +26,29 @@ STEPS = {"float64": 1e-5, "float32": 1e-2}  # relative to the element, or to 1 w
 TOLERANCE = {"float64": 1e-5, "float32": 2e-2}
 
 
+def check_node(recording: Recording, node: int, what: str) -> None:
+    """Raise the error for a question that cannot be answered; see Recording.check."""
+    nodes = recording.trace.nodes
+    if what not in ("rule", "loss"):
+        raise ValueError(f'check: what is {what!r}, expected "rule" or "loss"')
+    if not 0 <= node < len(nodes):
+        raise ValueError(f"check: there is no node {node}, the trace has 0 to {len(nodes) - 1}")
+    if nodes[node].step is None:
+        raise ValueError(f"check: no gradient came to node {node}, {nodes[node].name}: choose one of trace.backward")
+    if what == "rule" and nodes[node].kind != "op":
+        raise ValueError(f'check: node {node}, {nodes[node].name}, is no op and has no rule: use what="loss"')
+    if isinstance(recording.run, Tensor):
+        raise RuntimeError("check: the forward pass cannot be run again, as a loss was given: pass a function, "
+                           "tr.step(lambda: ...)")
+    users = [node, *(nodes[node].consumers if what == "loss" else ())]
+    early = next((nodes[id] for id in users if nodes[id].kind == "op" and nodes[id].value is None), None)
+    if early is not None:
+        raise RuntimeError(f"check: {early.name} ran before the recording began and cannot be run again: pass a "
+                           "function that runs all of it, tr.step(lambda: ...)")
+
+
 def check_op(recording: Recording, id: int, slot: int | None, index: tuple[int, ...] | None) -> Check:
     """The rule of op `id` for one element of an input."""
-    from tinyres.stepper.trace import events, forward
-
     node = recording.trace.nodes[id]
     places = [i for i, link in enumerate(node.inputs) if link.contribution is not None]
     slot = places[0] if slot is None else slot
@@ -83,8 +103,6 @@ def _apart(a: float, b: float) -> float:
 
 
 def _gradient(recording: Recording, id: int, double: bool = False) -> np.ndarray:
-    from tinyres.stepper.trace import events, forward
-
     seen = Observer(recording.names, values=False, double=double)
     loss = forward(recording.run, seen)
     _check_same(recording, seen)
@@ -93,21 +111,15 @@ def _gradient(recording: Recording, id: int, double: bool = False) -> np.ndarray
                            "that it cannot be moved: make it outside of the function")
     for event in events(loss, seen.earlier):
         if event.kind == "ready" and seen.node_of(event.node) == id:
-            return _host(event.grad).copy()
+            return host(event.grad).copy()
     raise RuntimeError(f"check: node {id} was not reached when the pass was run again: the function must compute the "
                        "same every time")
-
-
-def _host(array: Any) -> np.ndarray:
-    return np.asarray(array.get() if array_module(array) is not np else array)
 
 
 @np.errstate(all="ignore")
 def _slopes(recording: Recording, id: int, index: tuple[int, ...], relative: float, double: bool = False
             ) -> tuple[tuple[float, float], float, str]:
     """How the loss rises as one element moves, below where it is and above; the step; "a ReLU switches" if one does."""
-    from tinyres.stepper.trace import forward
-
     masks, size = [], [1.0]
 
     def push(sign: float) -> float:
@@ -115,7 +127,7 @@ def _slopes(recording: Recording, id: int, index: tuple[int, ...], relative: flo
 
         def before(node: Node, result: Tensor) -> None:
             if node.op.startswith("relu"):
-                signs.append(hash(_host(result.data > 0).tobytes()))
+                signs.append(hash(host(result.data > 0).tobytes()))
             if node.id == id:
                 result.data = result.data.copy(order="K")
                 size[0] = max(1.0, abs(float(result.data[index])))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 LISTED = 4  # names or norms in one sentence, the rest are counted
 COUNTS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
@@ -65,3 +66,17 @@ def counted(many: int, thing: str) -> str:
 def plain(name: str) -> str:
     """A name on one line: line breaks and control characters of a user's name are shown by their escapes."""
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in name)
+
+
+def described(value: Any) -> str:
+    """A number, option or plain array in a few characters."""
+    if hasattr(value, "strides"):
+        return f"{value.dtype} {tuple(value.shape)}" if value.ndim else f"{value:g}"
+    if isinstance(value, (tuple, list)):
+        inside = ", ".join(described(v) for v in value)
+        return f"({inside})" if len(inside) <= 60 else f"{len(value)} values"
+    if isinstance(value, slice):
+        ends = ("" if v is None else str(v) for v in (value.start, value.stop, value.step))
+        return ":".join(ends).rstrip(":") or ":"
+    text = f"{value:g}" if isinstance(value, float) else getattr(value, "__name__", None) or str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tinyres.stepper.observe import Call, Observer
+from tinyres.stepper.observe import Observer
 from tinyres.stepper.schema import BRANCH, SHORTCUT, BlockSpan, Group, GroupInput, Join, Node
+from tinyres.stepper.seen import Call
 
 ADDITIONS, CONCATENATIONS = ("add", "add_"), ("concat",)
 ACTIVATIONS = ("relu", "relu_")
@@ -159,7 +160,7 @@ def spans(observer: Observer, groups: Sequence[Group]) -> list[BlockSpan]:
 def find_groups(observer: Observer, loss: int | None) -> list[Group]:
     """The layers, in forward order; every op is in one of them."""
     groups: list[Group] = []
-    layers: dict[int, tuple[Any, Group]] = {}  # the last group of each layer, which an op inside continues
+    layers: dict[Any, Group] = {}  # the last group of each layer, which an op inside continues
     cuts: dict[Any, int] = {}
     keys: dict[int, Any] = {}
     for id, call in observer.calls.items():
@@ -170,13 +171,10 @@ def find_groups(observer: Observer, loss: int | None) -> list[Group]:
             key: Any = ("op", id)
         else:
             key = (base, cuts.get(base, 0))
-        known = layers.get(hash(key))
-        if known is not None and known[0] == key and (call.scope is not None or groups[-1] is known[1]):
-            group = known[1]
-        else:
-            group = _new_group(len(groups), call, key[0] == "op")
+        group = layers.get(key)
+        if group is None or (call.scope is None and groups[-1] is not group):
+            group = layers[key] = _new_group(len(groups), call, key[0] == "op")
             groups.append(group)
-            layers[hash(key)] = key, group
         group.nodes.append(id)
         group.output = id
     groups = _exploded(groups, observer)
@@ -184,7 +182,7 @@ def find_groups(observer: Observer, loss: int | None) -> list[Group]:
     for group in groups:
         if group.kind == "other" and len(group.nodes) == 1:
             group.title = observer.nodes[group.output].op
-        if loss in group.nodes and group.kind == "other" and observer.nodes[group.output].shape == ():
+        if loss in group.nodes and group.kind == "other" and set(observer.nodes[group.output].shape) <= {1}:
             group.kind = "loss"
         for id in group.nodes:
             observer.nodes[id].group = group.id

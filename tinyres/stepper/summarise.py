@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from tinyres import kernels
-from tinyres.analysis.norms import norm
-from tinyres.kernels.layout import array_module
+from tinyres.analysis.norms import finite, norm
+from tinyres.analysis.untouched import host
 from tinyres.stepper.schema import LISTED, Summary
 
 SIDE, MAP_SIDE = 8, 16  # of a map of any array, and of a feature map
@@ -24,7 +24,7 @@ LEVELS = 99
 
 def summarise(array: Any) -> Summary:
     """The summary of an array of any shape and dtype, on any device."""
-    x = np.asarray(array.get() if array_module(array) is not np else array)
+    x = host(array)
     shape, dtype = tuple(x.shape), str(x.dtype)
     if x.dtype.kind not in "fiub" or not x.size:
         return Summary(shape, dtype, None, None, None, None, 0.0)
@@ -35,22 +35,26 @@ def summarise(array: Any) -> Summary:
     low, high = (float(flat.min()), float(flat.max())) if not bad else (math.nan, math.nan)
     length = math.sqrt(squares) if 0 < squares < math.inf or bad else norm(flat)  # squares may overflow or vanish
     cells, top = small_map(_plane(x), SIDE)
-    return Summary(shape, dtype, _finite(length), _finite(low),
-                   _finite(total / flat.size), _finite(high), zeros / flat.size, bad, cells, top,
-                   values=[_finite(float(v)) for v in x.reshape(-1)] if x.size <= LISTED else [])
+    return Summary(shape, dtype, finite(length), finite(low),
+                   finite(total / flat.size), finite(high), zeros / flat.size, bad, cells, top,
+                   values=[finite(float(v)) for v in x.reshape(-1)] if x.size <= LISTED else [])
 
 
 def in_memory_order(x: np.ndarray) -> np.ndarray:
     """All elements as one axis, without a copy where the memory is contiguous in whatever order of axes."""
-    order = np.argsort([-abs(s) for s in x.strides], kind="stable")
-    return x.transpose(order).reshape(-1)
+    return x.transpose(_order(x)).reshape(-1)
 
 
 def inner(a: Any, b: Any) -> float:
     """<a, b> of two arrays of one shape, summed in float64; inf or nan where it overflows."""
-    order = tuple(int(i) for i in np.argsort([-abs(s) for s in a.strides], kind="stable"))
+    order = _order(a)
     with np.errstate(invalid="ignore", over="ignore"):
         return kernels.inner(a.transpose(order).reshape(-1), b.transpose(order).reshape(-1))
+
+
+def _order(x: Any) -> tuple[int, ...]:
+    """The axes from the slowest in memory to the fastest."""
+    return tuple(int(axis) for axis in np.argsort([-abs(s) for s in x.strides], kind="stable"))
 
 
 def _plane(x: np.ndarray) -> np.ndarray:
@@ -74,8 +78,7 @@ def first_channels(x: Any) -> np.ndarray | None:
     """Of an image batch (N, C, H, W) a copy of the first image's first channels, large ones made smaller; else None."""
     if x.ndim != 4 or not x.size or x.dtype.kind != "f":
         return None
-    part = x[0, :CHANNELS]
-    part = np.asarray(part.get() if array_module(part) is not np else part)
+    part = host(x[0, :CHANNELS])
     if max(part.shape) > 4 * MAP_SIDE:
         return np.stack([_averages(plane, MAP_SIDE) for plane in part])
     return part.copy()
@@ -100,7 +103,3 @@ def _averages(plane: np.ndarray, side: int) -> np.ndarray:
             sizes = np.diff(edges)
             cells = sums / (sizes[:, None] if axis == 0 else sizes)
     return cells
-
-
-def _finite(x: float) -> float | None:
-    return x if math.isfinite(x) else None

@@ -11,25 +11,25 @@ Recording changes nothing: gradients are not committed, running statistics and t
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from tinyres import kernels, random
+from tinyres import kernels
 from tinyres.analysis.norms import finite
 from tinyres.graph import Event, topological_order
 from tinyres.operands import type_name
 from tinyres.ops.fused import Fused
-from tinyres.state import setting, state
-from tinyres.stepper import ledger, rules, structure
+from tinyres.stepper import ledger, rerun, rules, structure
 from tinyres.stepper.arrivals import Arrivals
 from tinyres.stepper.mismatch import calls_of, explain, suspicious
 from tinyres.stepper.observe import Observer
+from tinyres.stepper.passes import events, forward
 from tinyres.stepper.schema import Check, Node, Trace
 from tinyres.stepper.summarise import with_maps
-from tinyres.tensor import Tensor, walk
+from tinyres.tensor import Tensor
 
 MEMORY = 2**28  # bytes of input arrays that are held for worked elements
 
@@ -89,46 +89,8 @@ class Recording:
         which element, else the one with the largest gradient. Raises ValueError for a node or element that does not
         exist or has no gradient, RuntimeError where the forward pass cannot be run again.
         """
-        from tinyres.stepper.rerun import check_loss, check_op
-
-        _check_node(self, node, what)
-        return check_op(self, node, slot, index) if what == "rule" else check_loss(self, node, index)
-
-
-def _check_node(recording: Recording, node: int, what: str) -> None:
-    nodes = recording.trace.nodes
-    if what not in ("rule", "loss"):
-        raise ValueError(f'check: what is {what!r}, expected "rule" or "loss"')
-    if not 0 <= node < len(nodes):
-        raise ValueError(f"check: there is no node {node}, the trace has 0 to {len(nodes) - 1}")
-    if nodes[node].step is None:
-        raise ValueError(f"check: no gradient came to node {node}, {nodes[node].name}: choose one of trace.backward")
-    if what == "rule" and nodes[node].kind != "op":
-        raise ValueError(f'check: node {node}, {nodes[node].name}, is no op and has no rule: use what="loss"')
-    if isinstance(recording.run, Tensor):
-        raise RuntimeError("check: the forward pass cannot be run again, as a loss was given: pass a function, "
-                           "tr.step(lambda: ...)")
-    users = [node, *(nodes[node].consumers if what == "loss" else ())]
-    early = next((nodes[id] for id in users if nodes[id].kind == "op" and nodes[id].value is None), None)
-    if early is not None:
-        raise RuntimeError(f"check: {early.name} ran before the recording began and cannot be run again: pass a "
-                           "function that runs all of it, tr.step(lambda: ...)")
-
-
-def forward(run: Any, seen: Observer, **settings: Any) -> Tensor:
-    """Run the callable under an observer; running statistics and the random state are put back, also after an error."""
-    if isinstance(run, Tensor):
-        return run
-    seen.outer = state.debug
-    drawn = random.get_state()
-    try:
-        with setting(**{"debug": seen, "calls": seen, "unfused": True, "grad_enabled": True} | settings):
-            return run()
-    finally:
-        for buffer, array, values in seen.buffers:
-            buffer.data = array
-            buffer.data[...] = values
-        random.set_state(drawn)
+        rerun.check_node(self, node, what)
+        return rerun.check_op(self, node, slot, index) if what == "rule" else rerun.check_loss(self, node, index)
 
 
 def _names(run: Any, names: Mapping[str, Tensor] | None) -> dict[int, str]:
@@ -196,6 +158,7 @@ def prepare(trace: Trace, seen: Observer, loss: Tensor | None) -> None:
 
 
 def backward(trace: Trace, seen: Observer, loss: Tensor, details: bool) -> None:
+    """The backward pass, written down as it goes."""
     books = ledger.Ledger(trace, seen)
     arrivals = Arrivals(trace, seen)
     for event in events(loss, seen.earlier or details):  # what others have made is not freed
@@ -213,12 +176,6 @@ def backward(trace: Trace, seen: Observer, loss: Tensor, details: bool) -> None:
             group.step = len(trace.block_steps)
             trace.block_steps.append(group.id)
     books.close()
-
-
-def events(loss: Tensor, retain: bool) -> Iterator[Event]:
-    """The engine's walk to all leaves; asked for them by name it does not commit their gradients."""
-    leaves = {node for node in topological_order([loss.edge]) if isinstance(node, Tensor)}
-    return walk([loss], [None], leaves, retain, False)
 
 
 def _work_out(node: Node, seen: Observer, event: Event) -> None:

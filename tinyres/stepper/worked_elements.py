@@ -72,6 +72,7 @@ for _name in ("add", "sub", "mul", "div", "relu"):  # in place
 
 
 def elementwise(call: Call, index: Index) -> Recipe:
+    """The upstream gradient times the slope, at all places to which this element was repeated."""
     slope, out = SLOPES[call.node.name][call.slot], call.g.shape
     place = met(call.shape, out, index)
     arrays = {"g": call.g, "y": call.y} | dict(zip(call.names, call.x, strict=True))
@@ -93,6 +94,7 @@ def lone(call: Call, index: Index, others: float = 0.0) -> list[Any]:
 
 
 def moved(call: Call, index: Index) -> Recipe:
+    """An op that only moves elements: the upstream gradient at the places where this one came out."""
     frame = {"value": 0.0} if call.node.name == "pad" else {}
     return _collected(call, np.argwhere(rerun(call.node, lone(call, index), **frame)))
 

@@ -20,6 +20,7 @@ from tinyres.stepper.worked_terms import Call, Index, Recipe, Terms, affine, at,
 
 
 def linear(call: Call, index: Index) -> Recipe:
+    """An op that is linear in this input: what a lone 1 there is multiplied by, and where that comes out."""
     taking_part = rerun(call.node, lone(call, index, others=1.0)) != 0
     alone = list(call.given)
     alone[call.slot] = lone(call, index)[call.slot]

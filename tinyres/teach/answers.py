@@ -16,6 +16,7 @@ from tinyres.teach import lesson as lessons
 from tinyres.teach.lesson import Cell, Lesson
 
 MAGIC = re.compile(r"^(\s*)([%!])", re.M)
+ASSIGNED = re.compile(r"^(\s*[\w, ]+=\s*)([%!])", re.M)  # files = !ls
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _python(source: str) -> str:
     try:
         compile(source, "cell", "exec", dont_inherit=True)
     except SyntaxError:
-        return MAGIC.sub(r"\1pass  # \2", source)
+        return ASSIGNED.sub(r"\1None  # \2", MAGIC.sub(r"\1pass  # \2", source))
     except (ValueError, RecursionError, MemoryError):
         pass
     return source

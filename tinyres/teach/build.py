@@ -23,6 +23,7 @@ class Built:
 
 
 def student_notebook(to: Path, lesson: Lesson) -> Path:
+    """Where a lesson's student notebook is built, or was."""
     return to / STUDENT / f"{lesson.name}.ipynb"
 
 

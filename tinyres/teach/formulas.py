@@ -32,6 +32,7 @@ def mathml(tex: str, block: bool, where: Any) -> str:
 
 
 def inline_formula(writer: Any, node: Any) -> None:
+    """Sphinx's visitor of a formula within a line."""
     from docutils.nodes import SkipNode
 
     writer.body.append(mathml(node.astext(), False, node))
@@ -39,6 +40,7 @@ def inline_formula(writer: Any, node: Any) -> None:
 
 
 def display_formula(writer: Any, node: Any) -> None:
+    """Sphinx's visitor of a formula on a line of its own."""
     from docutils.nodes import SkipNode
 
     writer.body.append(f'<div class="formula">{mathml(node.astext(), True, node)}</div>\n')
@@ -46,10 +48,12 @@ def display_formula(writer: Any, node: Any) -> None:
 
 
 def styled(app: Any, page: str, template: str, context: dict[str, Any], tree: Any) -> None:
+    """Give a page the style of formulas."""
     context["metatags"] = context.get("metatags", "") + STYLE
 
 
 def setup(app: Any) -> dict[str, bool]:
+    """The Sphinx extension: formulas become MathML."""
     app.add_html_math_renderer("mathml", (inline_formula, None), (display_formula, None))
     app.connect("html-page-context", styled)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

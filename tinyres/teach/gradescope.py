@@ -180,6 +180,7 @@ def _seeded(root: Path, cells: list[Cell]) -> list[Cell]:
 
 
 def main(root: Path) -> None:
+    """Grade what lies under `root`, as on Gradescope, and write results/results.json."""
     found = grade(root)
     (root / "results").mkdir(exist_ok=True)
     write_atomically(root / "results" / "results.json", json.dumps(found, indent=1).encode())

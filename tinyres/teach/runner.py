@@ -83,7 +83,7 @@ def failed(error: BaseException) -> dict[str, Any]:
     if isinstance(error, SystemExit):
         message = "" if error.code is None else str(error.code)
     return {"kind": type(error).__name__, "message": message[:SHOWN], "place": place[6:-1], "line": line,
-            "tag": error.tag if isinstance(error, Misconception) else None,
+            "tag": str(error.tag) if isinstance(error, Misconception) else None,
             "empty": isinstance(error, NotImplementedError), "ends": isinstance(error, SystemExit),
             "too_much": isinstance(error, TooMuch)}
 
@@ -97,6 +97,7 @@ def limit_memory(most: int) -> None:
 
 
 def main(job: str, events: str) -> None:
+    """Run the job, each event told at once, so that it is known how far a process came that dies."""
     with open(job, encoding="utf-8") as file:
         asked = json.load(file)
     limit_memory(asked["memory"])
